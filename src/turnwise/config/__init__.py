@@ -1,0 +1,44 @@
+"""One pydantic model per TOML table."""
+
+from turnwise.config.base import Config
+from turnwise.config.inference import EmbeddedConfig, InferenceConfig
+from turnwise.config.model import GpusConfig, ModelConfig
+from turnwise.config.orchestrator import (
+    AdvantageConfig,
+    BufferConfig,
+    EnvConfig,
+    EvalConfig,
+    FilterConfig,
+    OrchestratorConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+from turnwise.config.root import RLConfig
+from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
+from turnwise.config.trainer import LoraConfig, LossConfig, OptimConfig, TrainerConfig, TrainerModelConfig
+
+__all__ = [
+    "AdvantageConfig",
+    "BufferConfig",
+    "CkptConfig",
+    "Config",
+    "EmbeddedConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "FilterConfig",
+    "GpusConfig",
+    "InferenceConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "OptimConfig",
+    "OrchestratorConfig",
+    "RLConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "StopConfig",
+    "TrainerConfig",
+    "TrainerModelConfig",
+    "WandbConfig",
+]

@@ -1,0 +1,57 @@
+"""`[inference]`: the engine that samples."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from turnwise.config.base import Config
+
+
+class EmbeddedConfig(Config):
+    """The transformers engine that serves vLLM's routes from its own process; for CPUs and tests."""
+
+    max_batch_size: int = Field(default=64, ge=1)
+    """Sequences decoded together."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the engine; all cores when unset."""
+
+    deterministic: bool = False
+    """Make a reply a function of (prompt, seed, version) alone, whatever else is in the batch. Slower; set by itself when
+    `orchestrator.max_staleness = 0`, so that a resumed run repeats to the bit."""
+
+
+class InferenceConfig(Config):
+    """The inference engine."""
+
+    engine: Literal["vllm", "embedded"] = "embedded"
+    """`vllm` for GPUs, `embedded` (transformers in a process of its own) for CPUs."""
+
+    host: str = "127.0.0.1"
+    """Address the engine listens on."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the first replica; a free one is taken when unset."""
+
+    dp: int | None = Field(default=None, ge=1)
+    """Replicas; one for each group of `tp` inference GPUs when unset, one on a CPU."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor parallelism of one replica."""
+
+    max_loras: int | None = Field(default=None, ge=2)
+    """Adapter versions kept loaded; `orchestrator.max_staleness + 2` when unset."""
+
+    startup_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds an engine may take until `/health` answers."""
+
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Deadline of one generation request, in seconds."""
+
+    max_retries: int = Field(default=3, ge=0)
+    """Repetitions of a request that failed in transport, on another replica where there is one."""
+
+    embedded: EmbeddedConfig = EmbeddedConfig()
+
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """Passed through to vLLM's server: `[inference.vllm] gpu_memory_utilization = 0.8`."""

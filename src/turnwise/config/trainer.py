@@ -1,0 +1,120 @@
+"""`[trainer]`: model, optimiser, loss."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from turnwise.config.base import Config
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the linear layers; the base weights stay frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update B·A."""
+
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before A. Not 0 means that trainer and engine disagree; for ablations only."""
+
+    target_modules: list[str] = Field(default_factory=lambda: list(LINEAR_LAYERS))
+    """Names of the linear layers that get an adapter."""
+
+
+class TrainerModelConfig(Config):
+    """What of the model is trained, and how it is held."""
+
+    lora: LoraConfig | None = LoraConfig()
+    """Unset (`--no-trainer.model.lora`, or `lora = "None"`) trains all parameters."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+
+    compile: bool = False
+    """`torch.compile` the decoder layers."""
+
+    shard: bool = True
+    """FSDP2 over all trainer processes; one process has nothing to shard."""
+
+
+class OptimConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay after the warm-up, down to `min_lr_ratio * lr` at the last step."""
+
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm; no clipping when unset."""
+
+
+class LossConfig(Config):
+    """The policy-gradient loss; formulas in docs/loss.md."""
+
+    kind: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    """Objective and aggregation."""
+
+    clip_low: float = Field(default=0.2, ge=0)
+    """Ratios below 1 - clip_low are clipped."""
+
+    clip_high: float = Field(default=0.2, ge=0)
+    """Ratios above 1 + clip_high are clipped (0.28 is DAPO's clip-higher); for `cispo` the absolute bound of the ratio."""
+
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound of the loss for negative advantages, as a multiple of |A| (3 in the literature)."""
+
+    kl_beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty against the reference policy (the model without its adapter, or the initial weights)."""
+
+    kl_kind: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL."""
+
+    importance_sampling: Literal["none", "truncate", "mask"] = "none"
+    """Correction for the engine's mismatch, weight exp(proximal - behaviour); needs the trainer's own logprobs."""
+
+    importance_cap: float = Field(default=2.0, gt=0)
+    """Largest importance weight: larger ones are cut to it (`truncate`) or their tokens left out (`mask`)."""
+
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Denominator of `dr_grpo`; the rollout's token limit when unset."""
+
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus per sampled token."""
+
+
+class TrainerConfig(Config):
+    """The trainer: torchrun, FSDP2, packed sequences."""
+
+    model: TrainerModelConfig = TrainerModelConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+
+    processes: int | None = Field(default=None, ge=1)
+    """Trainer processes on a CPU; on GPUs one for each of `gpus.trainer`."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each process; cores / processes when unset."""
+
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one packed forward pass; `seq_len` when unset."""
+
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimiser updates taken on one batch (PPO epochs)."""
+
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Deadline of a collective, in seconds."""

@@ -1,0 +1,88 @@
+"""Published policy versions: `weights/v{n}/`, announced by the `ready.json` inside, acknowledged by `weights/served.json`."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from turnwise.transport.files import atomic_dir, write_atomic
+from turnwise.transport.messages import Served, WeightsReady
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READY = "ready.json"
+
+
+def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    import torch  # late: `rl` reads this package without loading torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def adapter_name(version: int) -> str:
+    """Name under which engines serve a LoRA version: one name a version, since prefix caches are keyed by it."""
+    return f"v{version}"
+
+
+class WeightsStore:
+    """The folder of published versions."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, version: int) -> Path:
+        return self.root / adapter_name(version)
+
+    def publish(self, ready: WeightsReady, fill: Callable[[Path], None]) -> None:
+        """Write the version's files by `fill(folder)` and announce them, both at once.
+
+        Raises:
+            OSError: the file system refused; no part of the version is visible.
+        """
+        with atomic_dir(self.path(ready.version)) as draft:
+            fill(draft)
+            (draft / READY).write_bytes(msgspec.json.encode(ready))
+
+    def poll(self, version: int) -> WeightsReady | None:
+        """The announcement of a version, or None while it is not there."""
+        path = self.path(version) / READY
+        if not path.exists():
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=WeightsReady)
+
+    def versions(self) -> list[int]:
+        """Published versions that are still there, ascending."""
+        return sorted(int(path.parent.name[1:]) for path in self.root.glob(f"v*/{READY}"))
+
+    def acknowledge(self, served: Served) -> None:
+        write_atomic(self.root / "served.json", msgspec.json.encode(served))
+
+    def served(self) -> int:
+        """Newest version that engines serve; 0, the initial weights, before any was."""
+        path = self.root / "served.json"
+        return msgspec.json.decode(path.read_bytes(), type=Served).version if path.exists() else 0
+
+    def prune(self, keep: int) -> None:
+        """Remove versions that are neither served nor among the `keep` newest up to the served one."""
+        served = self.served()
+        for version in self.versions():
+            if version <= served - keep:
+                shutil.rmtree(self.path(version), ignore_errors=True)
+
+    def forget_after(self, version: int) -> None:
+        """Remove versions beyond `version`: they belong to a lineage that a resume gave up."""
+        for later in self.versions():
+            if later > version:
+                shutil.rmtree(self.path(later))
+        if self.served() > version:
+            self.acknowledge(Served(version))
