@@ -1,6 +1,7 @@
 """One pydantic model per TOML table."""
 
 from turnwise.config.base import Config
+from turnwise.config.files import ConfigError, load_config
 from turnwise.config.inference import EmbeddedConfig, InferenceConfig
 from turnwise.config.model import GpusConfig, ModelConfig
 from turnwise.config.orchestrator import (
@@ -22,6 +23,7 @@ __all__ = [
     "BufferConfig",
     "CkptConfig",
     "Config",
+    "ConfigError",
     "EmbeddedConfig",
     "EnvConfig",
     "EvalConfig",
@@ -41,4 +43,5 @@ __all__ = [
     "TrainerConfig",
     "TrainerModelConfig",
     "WandbConfig",
+    "load_config",
 ]
