@@ -1,0 +1,72 @@
+"""The part of vLLM's HTTP protocol that we speak, as typed structs.
+
+Fields that we do not read are skipped while decoding, which is most of the cost of a completion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+
+class CompletionRequest(msgspec.Struct, omit_defaults=True):
+    """Body of `POST /v1/completions` with a prompt of token ids."""
+
+    model: str
+    prompt: Sequence[int]
+    max_tokens: int = 16
+    temperature: float | None = None
+    seed: int | None = None
+    logprobs: int | None = None  # 0: only the sampled token's logprob
+    prompt_logprobs: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    return_token_ids: bool = False
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+
+
+class Logprobs(msgspec.Struct):
+    """`choices[0].logprobs`: nats, one for each sampled token."""
+
+    token_logprobs: list[float]
+
+
+class PromptLogprob(msgspec.Struct):
+    """One entry of `prompt_logprobs[i]`, keyed there by the token id as a string."""
+
+    logprob: float
+
+
+class Choice(msgspec.Struct):
+    """`choices[0]`: ids as sampled, the stop token among them."""
+
+    token_ids: list[int] | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+
+
+class CompletionResponse(msgspec.Struct):
+    """Answer of `POST /v1/completions`."""
+
+    choices: list[Choice]
+
+
+class RpcResponse(msgspec.Struct):
+    """Answer of `POST /collective_rpc`: one result for each worker of the engine."""
+
+    results: list[Any] = []
+
+
+def error_message(body: bytes) -> str:
+    """The words of an error body: `{"error": {"message": ...}}`, or the text itself when it has another form."""
+    try:
+        content = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body.decode(errors="replace")[:500]
+    if isinstance(content, dict):
+        inner = content.get("error", content)
+        if isinstance(inner, dict):
+            inner = inner.get("message", inner.get("detail", inner))
+        return str(inner)
+    return str(content)
