@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from turnwise.config.root import RLConfig
 
@@ -45,8 +45,8 @@ def dump_toml(config: RLConfig) -> str:
 
 def to_tables(config: RLConfig) -> Tables:
     """Plain tables of a configuration: paths as text, None left out or, where None differs from the default, as "None"."""
-    plain = cast(Tables, config.model_dump(mode="json"))
-    default = cast(Tables, RLConfig().model_dump(mode="json"))
+    plain = config.model_dump(mode="json")
+    default = RLConfig().model_dump(mode="json")
     return _without_none(plain, default)
 
 

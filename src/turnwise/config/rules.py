@@ -1,0 +1,182 @@
+"""Rules between tables: contradictions and impossible arithmetic, each found before anything starts."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from turnwise.config.problems import Problem
+from turnwise.config.root import RLConfig
+
+Rule = Callable[[RLConfig], Iterator[Problem]]
+MAX_PORT = 65535
+
+
+def broken_rules(config: RLConfig) -> list[Problem]:
+    """Every rule that a configuration breaks; empty when it can run."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def _length(config: RLConfig) -> Iterator[Problem]:
+    if config.max_steps is None and config.epochs is None:
+        yield Problem(("max_steps", "epochs"), "max_steps is not set; set max_steps, or epochs instead.")
+    if config.max_steps is not None and config.epochs is not None:
+        yield Problem(
+            ("max_steps", "epochs"),
+            f"max_steps = {config.max_steps} and epochs = {config.epochs:g} "
+            "are both set, and one follows from the other; remove one.",
+        )
+
+
+def _environments(config: RLConfig) -> Iterator[Problem]:
+    if not config.orchestrator.env:
+        yield Problem(
+            ("orchestrator.env",),
+            'orchestrator.env is empty: there is nothing to learn; add a table [[orchestrator.env]] with id = "wordle".',
+        )
+
+
+def _groups(config: RLConfig) -> Iterator[Problem]:
+    batch, group = config.orchestrator.batch_size, config.orchestrator.rollouts_per_example
+    if batch % group == 0:
+        return
+    below, above = batch // group * group, (batch // group + 1) * group
+    remedy = f"{below} or {above}" if below else str(above)
+    yield Problem(
+        ("orchestrator.batch_size", "orchestrator.rollouts_per_example"),
+        f"orchestrator.batch_size = {batch} is not a multiple of rollouts_per_example = {group}; use {remedy}.",
+    )
+
+
+def _gpu_lists(config: RLConfig) -> Iterator[Problem]:
+    owners: dict[int, list[str]] = {}
+    for part in ("inference", "trainer", "containers"):
+        gpus: list[int] = getattr(config.gpus, part)
+        for gpu, times in Counter(gpus).items():
+            owners.setdefault(gpu, []).append(part)
+            if times > 1:
+                yield Problem((f"gpus.{part}",), f"gpus.{part} = {gpus} names GPU {gpu} {times} times; name it once.")
+            if gpu < 0:
+                yield Problem((f"gpus.{part}",), f"gpus.{part} = {gpus}: GPU {gpu} cannot exist; GPUs count from 0.")
+    for gpu, parts in sorted(owners.items()):
+        if len(parts) > 1:
+            names = " and ".join(f"gpus.{part} = {getattr(config.gpus, part)}" for part in parts)
+            yield Problem(tuple(f"gpus.{part}" for part in parts), f"{names}: GPU {gpu} is in both; give it to one of them.")
+
+
+def _replicas(config: RLConfig) -> Iterator[Problem]:
+    inference, gpus = config.inference, config.gpus.inference
+    if gpus and len(gpus) % inference.tp:
+        yield Problem(
+            ("inference.tp", "gpus.inference"),
+            f"inference.tp = {inference.tp} does not divide the {len(gpus)} GPUs of gpus.inference = {gpus}; "
+            "change tp or the number of GPUs.",
+        )
+    elif gpus and inference.dp is not None and inference.dp * inference.tp != len(gpus):
+        yield Problem(
+            ("inference.dp", "gpus.inference"),
+            f"inference.dp = {inference.dp} replicas of tp = {inference.tp} need {inference.dp * inference.tp} GPUs, but "
+            f"gpus.inference = {gpus} has {len(gpus)}; use dp = {len(gpus) // inference.tp} or leave it out.",
+        )
+    if inference.engine == "embedded" and inference.tp > 1:
+        yield Problem(
+            ("inference.tp", "inference.engine"),
+            f'inference.tp = {inference.tp} needs engine = "vllm": the embedded engine does not split a model; use tp = 1.',
+        )
+    last = (inference.port or 0) + (inference.dp or 1) - 1
+    if last > MAX_PORT:
+        yield Problem(
+            ("inference.port", "inference.dp"),
+            f"inference.port = {inference.port} leaves no port for {inference.dp} replicas: ports end at {MAX_PORT}; "
+            "use a lower one.",
+        )
+
+
+def _adapter_slots(config: RLConfig) -> Iterator[Problem]:
+    needed = config.orchestrator.max_staleness + 2
+    slots = config.inference.max_loras
+    if config.trainer.model.lora is not None and slots is not None and slots < needed:
+        yield Problem(
+            ("inference.max_loras", "orchestrator.max_staleness"),
+            f"inference.max_loras = {slots} is too few for orchestrator.max_staleness = {config.orchestrator.max_staleness}: "
+            f"running requests would lose their adapter; use {needed} or leave it out.",
+        )
+
+
+def _lengths(config: RLConfig) -> Iterator[Problem]:
+    reply = config.orchestrator.sampling.max_tokens
+    if reply >= config.seq_len:
+        yield Problem(
+            ("orchestrator.sampling.max_tokens", "seq_len"),
+            f"orchestrator.sampling.max_tokens = {reply} leaves no room for a prompt in seq_len = {config.seq_len}; "
+            f"use a smaller reply or a seq_len above {reply}.",
+        )
+    packed = config.trainer.micro_batch_tokens
+    if packed is not None and packed < config.seq_len:
+        yield Problem(
+            ("trainer.micro_batch_tokens", "seq_len"),
+            f"trainer.micro_batch_tokens = {packed} cannot hold one sample of seq_len = {config.seq_len}; "
+            f"use {config.seq_len} or more, or leave it out.",
+        )
+
+
+def _trainer_processes(config: RLConfig) -> Iterator[Problem]:
+    processes, gpus = config.trainer.processes, config.gpus.trainer
+    if gpus and processes is not None and processes != len(gpus):
+        yield Problem(
+            ("trainer.processes", "gpus.trainer"),
+            f"trainer.processes = {processes}, but gpus.trainer = {gpus} makes {len(gpus)} processes, one a GPU; "
+            "leave processes out.",
+        )
+
+
+def _loss(config: RLConfig) -> Iterator[Problem]:
+    loss = config.trainer.loss
+    if loss.kind == "cispo" and loss.clip_high < 1:
+        yield Problem(
+            ("trainer.loss.clip_high", "trainer.loss.kind"),
+            f'trainer.loss.clip_high = {loss.clip_high:g} is the absolute bound of the ratio for kind = "cispo" and would '
+            "shrink every gradient; use 1 or more, for example 5.0.",
+        )
+    if loss.kind == "cispo" and loss.dual_clip is not None:
+        yield Problem(
+            ("trainer.loss.dual_clip", "trainer.loss.kind"),
+            f'trainer.loss.dual_clip = {loss.dual_clip:g} has no meaning for kind = "cispo", '
+            "which has no clipped surrogate; remove it.",
+        )
+    if loss.importance_sampling != "none" and loss.importance_cap < 1:
+        yield Problem(
+            ("trainer.loss.importance_cap", "trainer.loss.importance_sampling"),
+            f'trainer.loss.importance_cap = {loss.importance_cap:g} with importance_sampling = "{loss.importance_sampling}" would '
+            "touch tokens on which engine and trainer agree; use 1 or more, for example 2.0.",
+        )
+
+
+def _schedule(config: RLConfig) -> Iterator[Problem]:
+    warmup = config.trainer.optim.warmup_steps
+    if config.max_steps is not None and warmup >= config.max_steps and warmup > 0:
+        yield Problem(
+            ("trainer.optim.warmup_steps", "max_steps"),
+            f"trainer.optim.warmup_steps = {warmup} never ends within max_steps = {config.max_steps}; use fewer.",
+        )
+
+
+def _stops(config: RLConfig) -> Iterator[Problem]:
+    if config.stop.stop_on_success and config.stop.success_when is None:
+        yield Problem(
+            ("stop.stop_on_success", "stop.success_when"),
+            "stop.stop_on_success = true needs a condition; set stop.success_when, or leave stop_on_success out.",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    _length,
+    _environments,
+    _groups,
+    _gpu_lists,
+    _replicas,
+    _adapter_slots,
+    _lengths,
+    _trainer_processes,
+    _loss,
+    _schedule,
+    _stops,
+)
