@@ -145,8 +145,8 @@ def _loss(config: RLConfig) -> Iterator[Problem]:
     if loss.importance_sampling != "none" and loss.importance_cap < 1:
         yield Problem(
             ("trainer.loss.importance_cap", "trainer.loss.importance_sampling"),
-            f'trainer.loss.importance_cap = {loss.importance_cap:g} with importance_sampling = "{loss.importance_sampling}" would '
-            "touch tokens on which engine and trainer agree; use 1 or more, for example 2.0.",
+            f'trainer.loss.importance_cap = {loss.importance_cap:g} with importance_sampling = "{loss.importance_sampling}" '
+            "would touch tokens on which engine and trainer agree; use 1 or more, for example 2.0.",
         )
 
 

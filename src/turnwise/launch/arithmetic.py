@@ -1,0 +1,71 @@
+"""The training arithmetic: tasks, rollouts, steps and epochs, and how one follows from the other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import floor
+
+from turnwise.config import ConfigError, EnvConfig, RLConfig
+
+CountTasks = Callable[[EnvConfig], int]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a configuration makes of its training set."""
+
+    examples: int  # training tasks over all environments
+    batch_size: int  # rollouts per optimiser step
+    group: int  # rollouts of one task
+    max_steps: int
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.batch_size // self.group
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return floor(self.examples * self.group / self.batch_size)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training set, counted in rollouts: also defined where one step is more than an epoch."""
+        return self.max_steps * self.batch_size / (self.examples * self.group)
+
+
+def count_tasks(env: EnvConfig) -> int:
+    """Training tasks of an environment.
+
+    Raises:
+        ConfigError: the environment cannot be made with these arguments, or has no tasks.
+    """
+    from turnwise.envs import make
+
+    try:
+        made = make(env.id, env.args)
+        count = len(made.tasks("train"))
+    except Exception as error:  # a user's environment may raise anything: it is named, and the run does not start
+        raise ConfigError(f'orchestrator.env id = "{env.id}" cannot be made: {type(error).__name__}: {error}') from error
+    if count == 0:
+        raise ConfigError(f'orchestrator.env id = "{env.id}" has no training tasks with args = {env.args}; correct its args.')
+    return count
+
+
+def training_arithmetic(config: RLConfig, count: CountTasks = count_tasks) -> Arithmetic:
+    """Count the training set and fix `max_steps`, from `epochs` where those are given.
+
+    Raises:
+        ConfigError: an environment cannot be made, or the epochs come to less than one step.
+    """
+    examples = sum(count(env) for env in config.orchestrator.env)
+    batch, group = config.orchestrator.batch_size, config.orchestrator.rollouts_per_example
+    if config.max_steps is not None:
+        return Arithmetic(examples, batch, group, config.max_steps)
+    if config.epochs is None:
+        raise ConfigError("max_steps is not set; set max_steps, or epochs instead.")
+    whole = floor(config.epochs * floor(examples * group / batch))
+    if whole < 1:
+        raise ConfigError(
+            f"epochs = {config.epochs:g} come to no whole step: {examples} training tasks x {group} rollouts = "
+            f"{examples * group} rollouts an epoch, and orchestrator.batch_size = {batch}; use a smaller batch, or set max_steps."
+        )
+    return Arithmetic(examples, batch, group, whole)

