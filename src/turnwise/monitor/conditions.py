@@ -60,6 +60,19 @@ class Conditions:
 
         Success is returned once, at the first step where it holds; an abort at every step where it holds.
         """
+        seen = len(self.warnings)
+        verdict = self._judge(step, metrics)
+        for _, text in self.warnings[seen:]:
+            logger.warning("step %d: %s", step, text)
+        return verdict
+
+    def replay(self, lines: Iterable[str | bytes | Mapping[str, Any]]) -> None:
+        """Restore the state from the lines of metrics.jsonl at a resume; what they led to is not reported again."""
+        for line in lines:
+            record: Mapping[str, Any] = line if isinstance(line, Mapping) else json.loads(line)
+            self._judge(int(record["step"]), numbers(record))
+
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
         self._record(step, metrics)
         if self._success and self.first_success is None and self._success.holds(self._history):
             self.first_success = step
@@ -69,16 +82,8 @@ class Conditions:
         fresh = self._fresh_troubles(step)
         if fresh and self.stop.on_stuck == "stop":
             return Verdict("abort", "; ".join(fresh))
-        for text in fresh + self._missing_metrics(step):
-            self.warnings.append((step, text))
-            logger.warning("step %d: %s", step, text)
+        self.warnings += [(step, text) for text in fresh + self._missing_metrics(step)]
         return None
-
-    def replay(self, lines: Iterable[str | bytes | Mapping[str, Any]]) -> None:
-        """Restore the state from the lines of metrics.jsonl at a resume; verdicts of the past are not repeated."""
-        for line in lines:
-            record: Mapping[str, Any] = line if isinstance(line, Mapping) else json.loads(line)
-            self.update(int(record["step"]), numbers(record))
 
     def _record(self, step: int, metrics: Mapping[str, float]) -> None:
         self._history.step = max(step, self._history.step)
