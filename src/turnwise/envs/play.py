@@ -1,0 +1,71 @@
+"""Play an environment yourself: read what the policy reads, type what it would reply."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from turnwise.envs.base import Task, TextEnv
+
+
+def play(
+    env: TextEnv,
+    *,
+    input: TextIO | None = None,
+    output: TextIO | None = None,
+    seed: int | None = None,
+    task: Task | None = None,
+) -> float:
+    """Play one episode, a line a reply.
+
+    Args:
+        env: the environment.
+        input: where replies come from; standard input when not given. Its end ends the episode.
+        output: where everything is shown; standard output when not given.
+        seed: of the episode.
+        task: the task; drawn from the training tasks when not given.
+
+    Returns:
+        The total reward.
+    """
+    source = input or sys.stdin
+    console = Console(file=output or sys.stdout, highlight=False)
+    observation, _ = env.reset(seed=seed, options=None if task is None else {"task": task})
+    if env.system_prompt:
+        console.print(Panel(Text(env.system_prompt), title="system prompt", title_align="left"))
+    total, metrics, over = 0.0, {}, False
+    while not over:
+        console.print(Text(observation))
+        console.print("> ", end="")
+        line = source.readline()
+        if not line:
+            console.print(Text("end of input", style="dim"))
+            total += _show_components(console, env.finish("end of input"))
+            break
+        if not source.isatty():
+            console.print(Text(line.rstrip("\n")))  # a terminal has echoed it already
+        observation, _, terminated, truncated, info = env.step(line.rstrip("\n"))
+        total += _show_components(console, info["reward_components"])
+        metrics, over = info["metrics"], terminated or truncated
+    else:
+        console.print(Text(observation))
+    console.print(Text(f"total reward {total:+.3f}", style="bold"))
+    _show_metrics(console, metrics)
+    return total
+
+
+def _show_components(console: Console, components: Mapping[str, float]) -> float:
+    """Print one line of what a step earned; returns its sum."""
+    earned = sum(components.values())
+    parts = ", ".join(f"{name} {value:+.3f}" for name, value in components.items() if value)
+    if components:
+        console.print(Text(f"reward {earned:+.3f}" + (f" ({parts})" if parts else ""), style="dim"))
+    return earned
+
+
+def _show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
+    for name, value in metrics.items():
+        console.print(Text(f"  {name} {value:g}", style="dim"))
