@@ -29,12 +29,13 @@ def draw_run(run: Run, folder: Path) -> list[tuple[str, Path]]:
         ("Reward components: training, and held-out tasks with standard errors", "components", _component_panels(run)),
         ("Environment metrics", "env", [_line_panel(run, name) for name in run.names("env/", "/mean")]),
         ("Optimisation", "training", _named_panels(run, _TRAINING)),
-        ("Length and turns", "length", _named_panels(run, _LENGTH)),
+        ("Length and turns", "length", _named_panels(run, _LENGTH, from_zero=True)),
         ("Time", "timing", _timing_panels(run)),
     ]
     drawn = [(caption, folder / f"{name}.png", panels) for caption, name, panels in pictures if panels]
     for caption, path, panels in drawn:
-        _save(_grid(panels[:MAX_PANELS], title=f"{run.name}: {caption.split(':')[0].lower()}"), path)
+        left_out = f" ({MAX_PANELS} of {len(panels)})" if len(panels) > MAX_PANELS else ""
+        _save(_grid(panels[:MAX_PANELS], title=f"{run.name}: {caption.split(':')[0].lower()}{left_out}"), path)
     return [(caption, path) for caption, path, _ in drawn]
 
 
@@ -59,8 +60,9 @@ def plot_seeds(runs: Sequence[Path], names: Sequence[str], out: Path, *, window:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Mean over the last `window` values; over fewer at the start."""
-    return [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    """Mean over about `window` values around each; over those that there are at the ends. Centred: a curve is not shifted."""
+    before, after = (window - 1) // 2, window // 2
+    return [fmean(values[max(0, at - before) : at + after + 1]) for at in range(len(values))]
 
 
 def _seeds_panel(runs: Sequence[Run], name: str, window: int) -> Draw:
@@ -106,17 +108,21 @@ _STEP_PARTS = (
 )
 
 
-def _named_panels(run: Run, wanted: dict[str, list[tuple[str, str]]]) -> list[Draw]:
-    return [_lines(run, title, lines) for title, lines in wanted.items() if any(run.series(name)[0] for name, _ in lines)]
+def _named_panels(run: Run, wanted: dict[str, list[tuple[str, str]]], *, from_zero: bool = False) -> list[Draw]:
+    known = {title: [line for line in lines if run.series(line[0])[0]] for title, lines in wanted.items()}
+    return [_lines(run, title, lines, from_zero=from_zero) for title, lines in known.items() if lines]
 
 
-def _lines(run: Run, title: str, lines: list[tuple[str, str]]) -> Draw:
+def _lines(run: Run, title: str, lines: list[tuple[str, str]], *, from_zero: bool = False) -> Draw:
+    """Metrics (name, label) in one panel; `from_zero` shows amounts in proportion instead of magnifying their changes."""
+
     def draw(axes: "Axes") -> None:
-        known = [(name, label) for name, label in lines if run.series(name)[0]]
-        for (name, label), colour in zip(known, COLOURS, strict=False):
-            _curve(axes, *run.series(name), colour=colour, label=label if len(known) > 1 else None)
+        for (name, label), colour in zip(lines, COLOURS, strict=False):
+            _curve(axes, *run.series(name), colour=colour, label=label if len(lines) > 1 else None)
         axes.set_title(title)
-        if len(known) > 1:
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(lines) > 1:
             axes.legend(fontsize=7, frameon=False)
 
     return draw
@@ -161,7 +167,7 @@ def _timing_panels(run: Run) -> list[Draw]:
         "sampled tokens/s": [("throughput/tokens_per_s", "tokens/s")],
         "seconds": [("timing/step_s", "step"), ("timing/rollout_s", "rollouts"), ("timing/swap_s", "weight swap")],
     }
-    return panels + _named_panels(run, wanted)
+    return panels + _named_panels(run, wanted, from_zero=True)
 
 
 def _step_shares(axes: "Axes", run: Run) -> None:
@@ -207,7 +213,7 @@ def _grid(panels: Sequence[Draw], *, title: str) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(max(6.0, PANEL[0] * columns), PANEL[1] * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
