@@ -1,0 +1,31 @@
+"""`torchrun … -m turnwise.trainer --config CONFIG [--resume-step N]`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from turnwise.config.files import ConfigError, load_config
+
+
+def main() -> int:
+    """Train as the resolved configuration says; 0 when done or asked to stop, 1 with a message otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m turnwise.trainer", description="Train the policy on batches of a run.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration, outputs/config.toml")
+    parser.add_argument("--resume-step", type=int, default=None, help="continue from checkpoints/step_N")
+    arguments = parser.parse_args()
+    from turnwise.trainer.checkpoint_index import CheckpointError
+    from turnwise.trainer.loop import run_trainer
+    from turnwise.trainer.model import ModelError
+
+    try:
+        run_trainer(load_config(arguments.config), resume_step=arguments.resume_step)
+    except (ConfigError, ValidationError, CheckpointError, ModelError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The trainer's life: publish, wait for a batch, step, publish, and now and then a checkpoint."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from turnwise.config import RLConfig
+from turnwise.trainer import fsdp
+from turnwise.trainer.checkpoint import load_checkpoint, save_checkpoint
+from turnwise.trainer.checkpoint_index import prune_checkpoints
+from turnwise.trainer.publish import publish
+from turnwise.trainer.step import Learner, Metrics, signal_share
+from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, WeightsStore, wait_for
+
+HEARTBEAT_S = 20.0  # rank 0 tells the others this often that it still waits: a collective has a deadline, a rollout may be longer
+
+
+@dataclass
+class _Clock:
+    """Where the time of a step went, in seconds."""
+
+    begun: float
+    wait_s: float = 0.0
+    publish_s: float = 0.0  # of the version before: a version cannot hold how long its own publication took
+
+
+def run_trainer(config: RLConfig, *, resume_step: int | None = None) -> None:
+    """Train until `max_steps` or a request to stop; returns when the last checkpoint is written. Every rank calls it.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read or written.
+        ModelError, ValueError: the model, or a batch, cannot be used.
+        OSError: weights cannot be published.
+    """
+    torch.set_num_threads(config.trainer.threads or _fair_threads())
+    torch.manual_seed(config.seed)
+    with fsdp.process_group(cuda=bool(config.gpus.trainer), timeout_s=config.trainer.timeout_s) as device:
+        Trainer(config, device).run(resume_step)
+
+
+def _fair_threads() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class Trainer:
+    """The loop, on one rank."""
+
+    def __init__(self, config: RLConfig, device: torch.device) -> None:
+        self.config = config
+        self.run_dir = RunDir(config.output_dir)
+        self.batches = BatchLog(self.run_dir.batches)
+        self.store = WeightsStore(self.run_dir.weights)
+        self.control = Control(self.run_dir.root)
+        self.learner = Learner(config, device)
+        self.step = 0
+        self.progress = Progress()
+        self.saved: int | None = None  # step of the newest checkpoint of this lineage
+        self.clock = _Clock(time.perf_counter())
+
+    def run(self, resume_step: int | None) -> None:
+        """Train to the end, or until someone asks to stop."""
+        if resume_step:
+            self.progress = load_checkpoint(self.learner, self.run_dir, resume_step)
+            self.step = self.saved = resume_step
+        if fsdp.rank() == 0:
+            self.store.forget_after(self.step)
+        self._publish({})
+        trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
+        self._say(f"policy v{self.step} published; {trained:,} parameters train on {fsdp.world_size()} process(es)")
+        while self.config.max_steps is None or self.step < self.config.max_steps:
+            batch = self._next_batch()
+            if batch is None:
+                break
+            self._train(batch)
+            interval = self.config.ckpt.interval
+            if interval is not None and self.step % interval == 0:
+                self._checkpoint()
+        if self.saved != self.step:
+            self._checkpoint()
+
+    def _next_batch(self) -> Batch | None:
+        """The batch of the next step, on every rank; None when the run is asked to stop.
+
+        Raises:
+            ValueError: the file is not a batch of this step.
+        """
+        begun = time.perf_counter()
+        path = self.batches.path(self.step + 1)
+        while (state := fsdp.broadcast(self._look(path) if fsdp.rank() == 0 else "")) == "wait":
+            pass
+        self.clock.wait_s = time.perf_counter() - begun
+        if state == "stop":
+            return None
+        batch = self.batches.read(self.step + 1)
+        if batch.step != self.step + 1:
+            raise ValueError(f"{path} holds the batch of step {batch.step}: the batch log is damaged; resume from a checkpoint")
+        return batch
+
+    def _look(self, path: Path) -> str:
+        request = self.control.stop_request()
+        if request is None:
+            try:
+                found = wait_for(path, stop=lambda: self.control.stop_request() is not None, timeout_s=HEARTBEAT_S)
+            except TimeoutError:
+                return "wait"
+            if found:
+                return "batch"
+            request = self.control.stop_request()
+        self._say(f"stopping after step {self.step}: {request.reason if request else 'asked to'}")
+        return "stop"
+
+    def _train(self, batch: Batch) -> None:
+        if signal_share(batch) == 0:
+            self._say(f"warning: no sample of batch {batch.step} has an advantage; the policy stays as it is")
+        begun = time.perf_counter()
+        metrics = self.learner.step(batch)
+        now = time.perf_counter()
+        if metrics["actor/updates_skipped"] and signal_share(batch) > 0:
+            self._say(f"warning: step {batch.step}: gradient norm {metrics['actor/grad_norm']}; the update was left out")
+        cycle = now - self.clock.begun
+        metrics |= {
+            "timing/train_s": now - begun,
+            "timing/wait_batch_s": self.clock.wait_s,
+            "timing/publish_s": self.clock.publish_s,
+            "timing/step_s": cycle,
+            "perf/trainer_idle/share": self.clock.wait_s / cycle,
+        }
+        self.step, self.progress = batch.step, batch.progress
+        self.clock = _Clock(now)
+        self._publish(metrics)
+        self._say(_line(self.step, self.config.max_steps, metrics))
+
+    def _publish(self, metrics: Metrics) -> None:
+        begun = time.perf_counter()
+        publish(self.learner, self.store, self.step, metrics, keep=self.config.orchestrator.max_staleness + 2)
+        self.clock.publish_s = time.perf_counter() - begun
+
+    def _checkpoint(self) -> None:
+        folder = save_checkpoint(self.learner, self.run_dir, self.step, self.progress)
+        self.saved = self.step
+        if fsdp.rank() == 0:
+            prune_checkpoints(self.run_dir.root, self.config.ckpt)
+        self._say(f"checkpoint {folder}")
+
+    def _say(self, text: str) -> None:
+        if fsdp.rank() == 0:
+            print(text, flush=True)
+
+
+def _line(step: int, max_steps: int | None, metrics: Metrics) -> str:
+    of = f"/{max_steps}" if max_steps else ""
+    parts = [
+        f"step {step}{of}",
+        f"loss {metrics['actor/loss']:+.4f}",
+        f"grad {metrics['actor/grad_norm']:.3g}",
+        f"entropy {metrics.get('actor/entropy', float('nan')):.3f}",
+        f"clipped {metrics.get('actor/clip_fraction', 0.0):.1%}",
+        f"mismatch {metrics.get('mismatch/logprob_abs/mean', float('nan')):.1e}",
+        f"moved {metrics['actor/update_norm']:.3g}",
+        f"lr {metrics['actor/lr']:.1e}",
+        f"train {metrics['timing/train_s']:.1f} s",
+        f"waited {metrics['timing/wait_batch_s']:.1f} s",
+    ]
+    return "  ".join(parts)

@@ -1,0 +1,145 @@
+"""The policy: a causal language model of transformers that returns log-probabilities of sampled tokens, and no logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from turnwise.config import ModelConfig, RLConfig
+from turnwise.trainer import fsdp
+from turnwise.trainer.attention import Layout, register_attention
+from turnwise.trainer.logprobs import TokenStats, token_logprobs
+from turnwise.trainer.lora import LoraLinear, add_lora
+from turnwise.trainer.packing import MicroBatch
+
+# settings that change logits between the output layer and the softmax; token_logprobs knows the temperature only
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class ModelError(Exception):
+    """The model cannot be trained. The message is complete: it is printed as it stands, without a traceback."""
+
+
+class Policy(nn.Module):
+    """A language model for training. The forward pass of this module is the only one that is called, as FSDP2 needs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise ModelError(
+                f"{type(model).__name__} has no plain output layer (a linear layer without bias), which training needs"
+            )
+        for name in LOGIT_CHANGES:
+            if getattr(model.config, name, None) not in (None, 1, 1.0):
+                raise ModelError(
+                    f"{type(model).__name__} sets {name} = {getattr(model.config, name)}, which training does not support"
+                )
+        self.model = model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return cast(nn.ModuleList, cast(Any, self.model.get_decoder()).layers)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        layout: Layout,
+        positions: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_grad: bool,
+    ) -> TokenStats:
+        """Statistics of `targets`, each predicted at its index in `positions` of the packed input."""
+        decoder: Any = self.model.get_decoder()
+        output = decoder(input_ids=input_ids[None], position_ids=position_ids[None], layout=layout, use_cache=False)
+        hidden = output.last_hidden_state[0].index_select(0, positions)
+        head = cast(nn.Linear, self.model.get_output_embeddings())
+        return token_logprobs(hidden, head.weight, targets, temperature=temperature, entropy_grad=entropy_grad)
+
+    def stats(self, batch: MicroBatch, *, temperature: float, entropy_grad: bool = False) -> TokenStats:
+        """Log-probability and entropy of the sampled tokens of a micro-batch."""
+        return self(batch.input_ids, batch.position_ids, batch.layout, batch.positions, batch.targets, temperature, entropy_grad)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that are trained, under the names of the Hugging Face model."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A policy ready to train, and the type in which it computes and is published."""
+
+    policy: Policy
+    dtype: torch.dtype
+
+
+def load_model(config: ModelConfig) -> PreTrainedModel:
+    """Read the model in Hugging Face form, on the CPU, with segment attention.
+
+    Raises:
+        ModelError: there is no such model, or its files cannot be read.
+    """
+    transformers_logging.disable_progress_bar()
+    if Path(config.name).is_absolute() and not (Path(config.name) / "config.json").exists():
+        raise ModelError(f"model.name = {config.name!r} is no folder with a model: it has no config.json")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.name,
+            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+            attn_implementation=register_attention(),
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name = {config.name!r} cannot be loaded: {error}") from error
+    return cast(PreTrainedModel, model)
+
+
+def build_policy(config: RLConfig, device: torch.device) -> Loaded:
+    """The policy of step 0: adapters on a frozen base, or float32 master weights; sharded where there is more than one process.
+
+    Raises:
+        ModelError: the model cannot be loaded or trained.
+        ValueError: `target_modules` names a layer that the model does not have.
+    """
+    options = config.trainer.model
+    model = load_model(config.model)
+    dtype = model.dtype
+    policy = Policy(model)
+    if options.lora is not None:
+        add_lora(model, options.lora, seed=config.seed)
+        if isinstance(model.get_output_embeddings(), LoraLinear):
+            raise ModelError("trainer.model.lora.target_modules names the output layer, which gets no adapter; remove it")
+    else:
+        model.float().requires_grad_(True)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.train().to(device)
+    if options.compile:
+        for layer in policy.layers:
+            layer.compile(dynamic=True)
+    _shard(policy, config, dtype, device)
+    return Loaded(policy, dtype)
+
+
+def build_reference(config: RLConfig, device: torch.device) -> Policy:
+    """The initial weights, frozen: the reference of `kl_beta` under full fine-tuning."""
+    model = load_model(config.model)
+    model.requires_grad_(False)
+    policy = Policy(model).eval().to(device)
+    if config.trainer.model.shard and fsdp.world_size() > 1:
+        fsdp.shard(policy, policy.layers, device=device, compute_dtype=None)
+    return policy
+
+
+def _shard(policy: Policy, config: RLConfig, dtype: torch.dtype, device: torch.device) -> None:
+    options = config.trainer.model
+    mixed = options.lora is None and dtype != torch.float32  # master weights are float32, the forward pass is not
+    if (fsdp.world_size() > 1 and options.shard) or mixed:
+        fsdp.shard(policy, policy.layers, device=device, compute_dtype=dtype if mixed else None)

@@ -1,0 +1,60 @@
+"""Publication of policy versions: an adapter in PEFT form, or a Hugging Face folder, with the digest that engines prove."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from turnwise.trainer import fsdp
+from turnwise.trainer.lora import peft_name, save_adapter
+from turnwise.trainer.step import Learner
+from turnwise.transport import WeightsReady, WeightsStore, tensor_digest
+
+
+def full_tensors(learner: Learner) -> dict[str, Tensor]:
+    """What is published: whole tensors, on the CPU, under the names of the file; a collective, and empty but on rank 0.
+
+    Adapters stay float32; a whole model gets the type in which it computes, which is what engines load.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in learner.parameters.items():
+        whole = fsdp.full(parameter)
+        if fsdp.rank() == 0 and learner.lora:
+            tensors[peft_name(name)] = whole.cpu()
+        elif fsdp.rank() == 0:
+            tensors[name] = whole.to("cpu", learner.dtype)
+    return tensors
+
+
+def write_policy(folder: Path, learner: Learner, tensors: dict[str, Tensor]) -> None:
+    """Write tensors of `full_tensors` to `folder`, as a PEFT adapter or a Hugging Face model."""
+    if learner.lora:
+        save_adapter(folder, tensors, learner.lora, learner.config.model.name)
+        return
+    learner.policy.model.save_pretrained(folder, state_dict=tensors)
+    learner.save_tokenizer(folder)
+
+
+def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[str, float], *, keep: int) -> None:
+    """Announce the current policy as `version`, and remove versions that no engine needs any more; a collective.
+
+    Args:
+        learner: the policy.
+        store: the run's published versions.
+        version: optimiser steps taken.
+        metrics: of the step that made it.
+        keep: versions up to the served one that stay.
+
+    Raises:
+        OSError: the file system refused; no part of the version is visible.
+    """
+    tensors = full_tensors(learner)
+    if fsdp.rank() == 0:
+        ready = WeightsReady(
+            version=version,
+            kind="lora" if learner.lora else "full",
+            path=str(store.path(version)),
+            sha256=tensor_digest(tensors),
+            metrics=metrics,
+        )
+        store.publish(ready, lambda folder: write_policy(folder, learner, tensors))
+        store.prune(keep)
