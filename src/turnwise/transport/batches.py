@@ -39,4 +39,5 @@ class BatchLog:
 
     def steps(self) -> list[int]:
         """Steps that have a batch, ascending."""
-        return sorted(int(path.stem.removeprefix("step_")) for path in self.root.glob("step_*.msgpack"))
+        numbers = (path.stem.removeprefix("step_") for path in self.root.glob("step_*.msgpack"))
+        return sorted(int(number) for number in numbers if number.isdigit())

@@ -28,7 +28,10 @@ class Control:
 
     def stop_request(self) -> StopRequest | None:
         """The request to end, or None."""
-        return msgspec.json.decode(self.path.read_bytes(), type=StopRequest) if self.path.exists() else None
+        try:
+            return msgspec.json.decode(self.path.read_bytes(), type=StopRequest)
+        except FileNotFoundError:
+            return None
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,21 +16,25 @@ def atomic_dir(path: Path) -> Generator[Path]:
     """A folder to fill that appears at `path` whole or not at all; an older one there is replaced.
 
     Raises:
-        OSError: the file system refused (disk full, no permission); nothing is left behind.
+        OSError: the file system refused (disk full, no permission); nothing is left behind, the older one is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed here; one process fills a folder
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft, older = _beside(path, "tmp"), _beside(path, "old")
     draft.mkdir(parents=True)
     try:
         yield draft
-        for file in sorted(p for p in draft.rglob("*") if p.is_file()):
-            _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
+        for entry in [*sorted(draft.rglob("*")), draft]:
+            _sync(entry)
+        if path.exists():  # moved aside first: deleting it in place would show parts of it to whoever reads
+            path.rename(older)
         draft.rename(path)
         _sync(path.parent)
     finally:
+        if older.exists() and not path.exists():
+            older.rename(path)
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -39,13 +44,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: the file system refused (disk full, no permission); the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _beside(path, "tmp")
     try:
         with draft.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
+        _sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -64,6 +70,11 @@ def wait_for(path: Path, *, stop: Callable[[], bool], timeout_s: float | None = 
             raise TimeoutError(f"{path} did not appear within {timeout_s:.0f} s")
         time.sleep(POLL_S)
     return True
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """A name next to `path` that no other writer uses and no `step_*` pattern matches."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.{suffix}")
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Published policy versions: `weights/v{n}/`, announced by the `ready.json` inside, acknowledged by `weights/served.json`."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,14 +56,18 @@ class WeightsStore:
 
     def poll(self, version: int) -> WeightsReady | None:
         """The announcement of a version, or None while it is not there."""
-        path = self.path(version) / READY
-        if not path.exists():
+        try:
+            content = msgspec.json.decode((self.path(version) / READY).read_bytes())
+        except FileNotFoundError:
             return None
-        return msgspec.json.decode(path.read_bytes(), type=WeightsReady)
+        metrics = content["metrics"]  # JSON has no NaN, it comes as null: a step whose loss is NaN must still be announced
+        content["metrics"] = {name: math.nan if value is None else value for name, value in metrics.items()}
+        return msgspec.convert(content, WeightsReady)
 
     def versions(self) -> list[int]:
         """Published versions that are still there, ascending."""
-        return sorted(int(path.parent.name[1:]) for path in self.root.glob(f"v*/{READY}"))
+        numbers = (path.parent.name[1:] for path in self.root.glob(f"v*/{READY}"))
+        return sorted(int(number) for number in numbers if number.isdigit())
 
     def acknowledge(self, served: Served) -> None:
         write_atomic(self.root / "served.json", msgspec.json.encode(served))
@@ -76,13 +81,18 @@ class WeightsStore:
         """Remove versions that are neither served nor among the `keep` newest up to the served one."""
         served = self.served()
         for version in self.versions():
-            if version <= served - keep:
-                shutil.rmtree(self.path(version), ignore_errors=True)
+            if version <= served - max(keep, 1):
+                self._remove(version)
 
     def forget_after(self, version: int) -> None:
         """Remove versions beyond `version`: they belong to a lineage that a resume gave up."""
         for later in self.versions():
             if later > version:
-                shutil.rmtree(self.path(later))
+                self._remove(later)
         if self.served() > version:
             self.acknowledge(Served(version))
+
+    def _remove(self, version: int) -> None:
+        """The announcement goes first: nobody finds a version of which files are missing."""
+        (self.path(version) / READY).unlink(missing_ok=True)
+        shutil.rmtree(self.path(version), ignore_errors=True)
