@@ -15,6 +15,7 @@ from typing import Any
 from turnwise.config import RLConfig
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+HUB_TIMEOUT_S = 5.0
 ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, all float32
 LOGIT_BYTES = 4 + 4 + 4  # logits in float32, their log-softmax, and its gradient
 PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers loaded, measured on a CPU
@@ -96,6 +97,26 @@ def read_shape(folder: Path) -> ModelShape:
         )
     except KeyError as error:
         raise ValueError(f"config.json of {folder} has no {error.args[0]}: memory cannot be estimated") from error
+
+
+def find_shape(model: str) -> ModelShape:
+    """The shape of a folder or of a hub id; of the latter only config.json is looked for, in the hub's cache and then on the hub.
+
+    Raises:
+        ValueError: it cannot be known yet; the message says why.
+    """
+    folder = Path(model)
+    if folder.is_absolute():
+        if not folder.is_dir():
+            raise ValueError(f"{folder.name} is not prepared yet; `turnwise model {folder.name}` does it")
+        return read_shape(folder)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return read_shape(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"config.json of {model} is not at hand: {str(error).splitlines()[0]}") from error
 
 
 def estimate(config: RLConfig, shape: ModelShape) -> list[Estimate]:

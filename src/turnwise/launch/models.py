@@ -52,8 +52,17 @@ def resolve_model(name: str, progress: Progress = print) -> str:
     Raises:
         ConfigError: the name leads to no usable model.
     """
+    return str(prepare(name, progress)) if name in PREPARED else checked_name(name)
+
+
+def checked_name(name: str) -> str:
+    """The absolute folder, or the hub id, without preparing or downloading anything.
+
+    Raises:
+        ConfigError: it is neither, nor a prepared model.
+    """
     if name in PREPARED:
-        return str(prepare(name, progress))
+        return str(cache_root() / "models" / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_model_folder(folder)

@@ -1,0 +1,82 @@
+"""One started process of a run: its output goes to its log, its end is noticed, its health is asked for."""
+
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from pathlib import Path
+
+from turnwise.launch.plan import ProcessSpec
+
+HEALTH_TIMEOUT_S = 1.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are on this host: never ask a proxy
+
+
+class Child:
+    """A process in a session of its own, so that Ctrl-C in the terminal reaches `rl` alone.
+
+    stdout and stderr go straight into the log file: no pipe that could fill up, and nothing is lost when `rl` is killed.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.started = time.monotonic()
+        self.healthy = spec.health_url is None
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+        with spec.log.open("ab") as output:
+            self._start = output.tell()
+            self._process = subprocess.Popen(
+                spec.argv,
+                env={**os.environ, **spec.env},
+                cwd=spec.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def reap(self) -> None:
+        """Take note of its end, once that was brought about, so that no zombie stays."""
+        self._process.wait()
+
+    def check_health(self) -> bool:
+        """Ask once whether it serves; remembered once it did."""
+        if not self.healthy and self.spec.health_url:
+            try:
+                with _DIRECT.open(self.spec.health_url, timeout=HEALTH_TIMEOUT_S) as answer:
+                    self.healthy = answer.status == 200
+            except (urllib.error.URLError, OSError):
+                return False
+        return self.healthy
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last lines that this start of the process wrote."""
+        return tail(self.spec.log, count, since=self._start)
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        code = self.exit_code()
+        return f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+
+
+def tail(path: Path, count: int, *, since: int = 0) -> list[str]:
+    """Last lines of a text file after byte `since`; empty where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(since)
+        return [line.decode(errors="replace").rstrip("\r\n") for line in deque(file, count)]

@@ -1,0 +1,210 @@
+"""What the user sees while a run goes on: one live picture on a terminal, a line a step elsewhere."""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from turnwise.launch.child import Child
+from turnwise.launch.watch import Progress, Watch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.panel import Panel
+
+BARS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 32
+LOOK_S = 0.5  # between two looks at the files
+SIGN_OF_LIFE_S = 30.0  # without a terminal: at most so long without a line
+
+
+class LineView:
+    """A line for each step and event; for logs, pipes and CI."""
+
+    def __init__(self, watch: Watch, stream: TextIO | None = None) -> None:
+        self.watch = watch
+        self._stream = stream or sys.stdout
+        self._closed = False
+        self._next_look = 0.0
+        self._last_line = time.monotonic()
+        self._phase = ""
+        watch.look()  # what a resumed run had before is not news
+
+    def say(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if self._closed:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:
+            self._closed = True  # nobody reads any more (a closed terminal or pipe): the run goes on
+
+    def update(self, children: Sequence[Child]) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        for line in self.watch.look():
+            self.say(line)
+        phase = self._phase_to_tell(children)
+        if phase != self._phase or time.monotonic() - self._last_line > SIGN_OF_LIFE_S:
+            self._phase = phase
+            self.say(phase_text(self.watch.progress, children))
+
+    def close(self) -> None:
+        for line in self.watch.look():
+            self.say(line)
+
+    def _phase_to_tell(self, children: Sequence[Child]) -> str:
+        """The phase; once steps come in, only evaluations: the phases within a step would drown its line."""
+        phase = str(self.watch.progress.status.get("phase", "")) or phase_text(self.watch.progress, children)
+        return phase if self.watch.progress.step == 0 or phase == "evaluating" else self._phase
+
+
+class TerminalView:
+    """A picture that redraws itself; what is said scrolls by above it."""
+
+    def __init__(self, watch: Watch, title: str, console: "Console") -> None:
+        from rich.live import Live
+
+        self.watch = watch
+        self._title = title
+        self._console = console
+        self._closed = False
+        self._next_look = 0.0
+        watch.look()
+        self._live = Live(self._picture([]), console=console, auto_refresh=False)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
+
+    def update(self, children: Sequence[Child]) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        self.watch.look()
+        self._draw(lambda: self._live.update(self._picture(children), refresh=True))
+
+    def close(self) -> None:
+        self.watch.look()
+        self._draw(lambda: self._live.update(self._picture([]), refresh=True))
+        self._draw(self._live.stop)
+
+    def _picture(self, children: Sequence[Child]) -> "Panel":
+        from rich.panel import Panel
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", justify="right")
+        table.add_column(ratio=1)
+        for label, value in rows(self.watch.progress, children):
+            table.add_row(label, value)
+        return Panel(
+            table, title=self._title, title_align="left", subtitle="Ctrl-C: stop with a checkpoint", subtitle_align="right"
+        )
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        try:
+            draw()
+        except OSError:
+            self._closed = True  # the terminal was closed: the run goes on
+
+
+def make_view(watch: Watch, title: str, *, plain: bool) -> LineView | TerminalView:
+    """The picture where stdout is a terminal that can draw it, lines elsewhere."""
+    if plain or not sys.stdout.isatty():
+        return LineView(watch)
+    from rich.console import Console
+
+    console = Console()
+    return TerminalView(watch, title, console) if console.is_terminal and not console.is_dumb_terminal else LineView(watch)
+
+
+def rows(progress: Progress, children: Sequence[Child] = ()) -> list[tuple[str, str]]:
+    """Label and value of each line of the picture; what is not known yet is left out."""
+    metrics, status = progress.metrics, progress.status
+    lines = [("step", f"{progress.step} / {progress.max_steps}  {bar(progress.step, progress.max_steps)}{_eta(progress)}")]
+    lines.append(("now", phase_text(progress, children)))
+    if progress.rewards:
+        values = [progress.rewards[step] for step in sorted(progress.rewards)]
+        lines.append(("reward", f"{values[-1]:+.3f}  {sparkline(values)}  first {values[0]:+.3f}, best {max(values):+.3f}"))
+    for step, scores in sorted(progress.evals.items())[-2:]:
+        lines.append((f"held out @{step}", ", ".join(_scores(scores))))
+    learning = [("loss", "actor/loss", ".4f"), ("grad norm", "actor/grad_norm", ".3f"), ("entropy", "actor/entropy", ".3f")]
+    speed = [("equal groups", "groups/equal_reward/share", ".0%"), ("reply", "response_length/mean", ".0f")]
+    for label, names in (("learning", learning), ("rollouts", speed)):
+        shown = [f"{name} {metrics[metric]:{form}}" for name, metric, form in names if metric in metrics]
+        if label == "rollouts":
+            shown += _engine_numbers(progress)
+        if shown:
+            lines.append((label, "   ".join(shown)))
+    if "version" in status:
+        lines.append(("policy", f"version {status['version']}, lag {status.get('lag', 0)}"))
+    return lines
+
+
+def phase_text(progress: Progress, children: Sequence[Child] = ()) -> str:
+    """What the run is doing, in words."""
+    waiting = [child for child in children if not child.healthy]
+    status = progress.status
+    phase = str(status.get("phase", ""))
+    if waiting and phase in ("", "waiting for weights"):
+        seconds = max(time.monotonic() - child.started for child in waiting)
+        return f"waiting for {', '.join(child.name for child in waiting)} to serve ({seconds:.0f} s)"
+    if phase == "rollouts":
+        return f"rollouts for step {status.get('step', '?')}: {status.get('filled', 0)} of {status.get('batch_size', '?')}"
+    if phase == "evaluating":
+        return f"evaluating on held-out tasks: {status.get('eval_done', 0)} of {status.get('eval_total', '?')}"
+    return phase or "starting"
+
+
+def bar(done: int, total: int, width: int = 24) -> str:
+    """`████░░░░`"""
+    full = round(width * done / total) if total else 0
+    return "█" * full + "░" * (width - full)
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """Values as a row of bars, from their least to their greatest; neighbours are averaged where there are more than fit."""
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(values), max(values)
+    span = high - low
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] if span else BARS[0] for value in values)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _eta(progress: Progress) -> str:
+    seconds = progress.remaining_s()
+    return "" if seconds is None else f"  {duration(seconds)} left"
+
+
+def _scores(scores: dict[str, float]) -> list[str]:
+    shown: list[str] = []
+    for name, value in sorted(scores.items()):
+        if name.endswith("/mean"):
+            stderr = scores.get(name.removesuffix("mean") + "stderr")
+            label = name.removeprefix("val-core/").removesuffix("/mean")
+            shown.append(f"{label} {value:+.3f}" + (f" ±{stderr:.3f}" if stderr is not None else ""))
+    return shown
+
+
+def _engine_numbers(progress: Progress) -> list[str]:
+    shown: list[str] = []
+    rate = progress.status.get("tokens_per_s") or progress.metrics.get("throughput/tokens_per_s")
+    if rate:
+        shown.append(f"{rate:.0f} tokens/s")
+    if "inflight" in progress.status:
+        shown.append(f"{progress.status['inflight']} in flight")
+    return shown

@@ -1,0 +1,107 @@
+"""One run from a checked request to its exit code: folder, defaults, plan, supervision, report."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from turnwise.config import ConfigError, RLConfig
+from turnwise.config.command import Request, check
+from turnwise.launch import resume
+from turnwise.launch.describe import arithmetic_lines, missing_gpus
+from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
+from turnwise.launch.live import make_view
+from turnwise.launch.plan import compose
+from turnwise.launch.resolve import Resolved, resolve, write_resolved
+from turnwise.launch.run_folder import clean, holds_run, locked, refuse_existing
+from turnwise.launch.supervise import Deadlines, ExitCode, Outcome, Supervisor
+from turnwise.launch.watch import Watch
+from turnwise.transport import RunDir
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the configuration."""
+
+    resume: bool = False
+    clean: bool = False
+    plain: bool = False
+    command: str = "rl"  # what to type to go on, without --resume and --clean
+
+
+def run(request: Request, options: Options, say: Say = print) -> ExitCode:
+    """Do a run.
+
+    Raises:
+        ConfigError: it cannot start; the message is complete.
+    """
+    root = output_root(request)
+    if options.resume:
+        request = resume.resumed_request(request, root)
+    config = check(request)
+    for notice in request.notices:
+        say(notice)
+    with locked(root) as lock:
+        if not (options.resume or options.clean):
+            refuse_existing(root)
+        resolved = resolve(config, say)
+        if missing := missing_gpus(resolved.config):
+            raise ConfigError("\n".join(missing))
+        step = _take_up(resolved.config, say) if options.resume else _begin(resolved.config, options, say)
+        if step is not None and _is_complete(resolved.config, step):
+            say(f"This run is complete: step {step} of {resolved.config.max_steps}. Give a larger --max-steps to go on.")
+            return ExitCode.DONE
+        write_resolved(resolved.config, root / "config.toml")
+        return _supervise(resolved, options, step, lock, say)
+
+
+def output_root(request: Request) -> Path:
+    """Absolute folder of the run that a request means."""
+    return Path(str(request.tables.get("output_dir", RLConfig().output_dir))).expanduser().resolve()
+
+
+def _begin(config: RLConfig, options: Options, say: Say) -> None:
+    if options.clean and holds_run(config.output_dir):
+        removed = clean(config.output_dir, config.trajectories_dir)
+        say(f"Deleted the run in {config.output_dir} ({', '.join(sorted({path.name for path in removed}))})")
+
+
+def _take_up(config: RLConfig, say: Say) -> int:
+    step = resume.latest_checkpoint(config.output_dir, say)
+    resume.rewind(config.output_dir, config.trajectories_dir or config.output_dir / "trajectories", step)
+    say(f"Resuming after step {step}")
+    return step
+
+
+def _is_complete(config: RLConfig, step: int) -> bool:
+    """Whether nothing is left to do after `step`, the final evaluation included."""
+    evaluated = (RunDir(config.output_dir).evals / f"step_{step}.json").exists()
+    return config.max_steps is not None and step >= config.max_steps and evaluated
+
+
+def _supervise(resolved: Resolved, options: Options, step: int | None, lock: int, say: Say) -> ExitCode:
+    config = resolved.config
+    run_id = uuid.uuid4().hex
+    plan = compose(config, run_id=run_id, resume_step=step)
+    for line in arithmetic_lines(resolved.arithmetic, config):
+        say(line)
+    say(f"Logs: {plan.run_dir.logs}/{{inference,orchestrator,trainer}}.stdout")
+    view = make_view(Watch(plan.run_dir, resolved.arithmetic.max_steps), str(config.run_name), plain=options.plain)
+    deadlines = Deadlines(startup_s=config.inference.startup_timeout_s, stop_s=config.trainer.timeout_s)
+    try:
+        outcome = Supervisor(plan, run_id, view, deadlines=deadlines, lock_descriptor=lock).run()
+    finally:
+        view.close()
+    _conclude(outcome, config, options, say)
+    return outcome.code
+
+
+def _conclude(outcome: Outcome, config: RLConfig, options: Options, say: Say) -> None:
+    run_dir = RunDir(config.output_dir)
+    if outcome.code != ExitCode.KILLED and run_dir.metrics.exists() and (trouble := write_report_if_possible(run_dir)):
+        say(trouble)
+    progress = look_again(run_dir.root, config.max_steps or 0)
+    for line in ending_lines(outcome, run_dir, progress, f"{options.command} --resume"):
+        say(line)
