@@ -97,6 +97,7 @@ def _evaluate(
     found = {"val-core/wordle/reward": sum(curve(share) for curve in components.values()), "val-aux/wordle/win_rate": 0.1 * share}
     found |= {f"val-aux/wordle/{name}": curve(share) for name, curve in components.items()}
     metrics = {f"{name}/mean": value for name, value in found.items()} | {f"{name}/stderr": 0.03 for name in found}
+    metrics |= {"val-aux/wordle/distinct_replies/share": 0.9, "val-aux/wordle/reply_entropy/mean": 3.0}
     rollouts = [_rollout(index, share, components, rng, reply) for index in range(12)]
     (root / "evals" / f"step_{step}.json").write_text(
         json.dumps({"step": step, "version": step, "metrics": metrics, "rollouts": rollouts})

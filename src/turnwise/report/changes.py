@@ -62,20 +62,21 @@ def changes(run: Run) -> list[Change]:
     first, last = (run.metrics[step] for step in (run.eval_steps[0], run.eval_steps[-1]))
     components = run.components()
     found = [
-        _change(name.removesuffix("/mean"), components, first, last)
+        _change(name, components, first, last)
         for name in sorted(first.keys() & last.keys())
-        if name.startswith("val-") and name.endswith("/mean")
+        if name.startswith("val-") and name.endswith(("/mean", "/share"))
     ]
     return sorted(found, key=lambda change: ("reward", "component", "metric").index(change.kind))
 
 
-def _change(name: str, components: set[str], first: dict[str, float], last: dict[str, float]) -> Change:
+def _change(full_name: str, components: set[str], first: dict[str, float], last: dict[str, float]) -> Change:
+    name = full_name.rsplit("/", 1)[0]
     what = name.rsplit("/", 1)[-1]
     core = name.startswith("val-core/")
     kind = "reward" if core and what == "reward" else "component" if not core and what in components else "metric"
     errors = [values.get(f"{name}/stderr") for values in (first, last)]
     stderr = None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
-    return Change(name, kind, first[f"{name}/mean"], last[f"{name}/mean"], stderr)
+    return Change(name, kind, first[full_name], last[full_name], stderr)
 
 
 def conclusion(found: list[Change]) -> str:
@@ -124,7 +125,9 @@ def table(found: list[Change]) -> str:
     for change in found:
         z = change.standard_errors
         ratio = "?" if z is None else ("±∞" if math.isinf(z) else f"{z:+.1f}")
-        verdict = f"**{change.verdict}**" if change.verdict in ("rose", "fell") else change.verdict
+        verdict = {"rose": "**rose**", "fell": "**fell**", "unchanged": "unchanged", "unknown": "no standard error"}[
+            change.verdict
+        ]
         values = f"{change.before:.4g} | {change.after:.4g} | {change.difference:+.4g} | {ratio}"
         rows.append(f"| {change.name} | {change.kind} | {values} | {verdict} |")
     return "\n".join(rows)

@@ -11,7 +11,7 @@ from turnwise.report.run import Run, Variety, replies
 
 EQUAL_SHARE = 0.5  # of groups without signal: half of the sampling is wasted
 LENGTH_FACTOR = 2.0
-CUT_SHARE = 0.1  # of rollouts that end because they are too long
+CUT_SHARE = 0.1  # of rollouts or replies that end because they are too long
 ENTROPY_SHARE = 0.1  # of the entropy at the start
 ENTROPY_FLOOR = 0.02  # nats a token
 DISTINCT_SHARE = 0.1
@@ -20,6 +20,7 @@ LEAST_REPLIES = 16  # fewer say nothing about variety
 LOGPROB_GAP = 0.05  # nats a token; engine and trainer in bfloat16 differ by 0.01 to 0.02
 KL_GAP = 0.01  # nats a token
 ERROR_SHARE = 0.01
+RECENT = 50  # steps whose rollouts are searched for what errors say
 LEAST_STEPS = 10  # fewer say nothing about a trend
 
 
@@ -44,9 +45,8 @@ def errored(run: Run) -> Finding | None:
     total = len(run.train_steps) * int(run.config.get("orchestrator", {}).get("batch_size", 0))
     if not count or (total and count / total < ERROR_SHARE):
         return None
-    errors = Counter(
-        str(r["error"]).strip().splitlines()[-1][:160] for s in run.trajectory_steps() for r in run.rollouts(s) if r.get("error")
-    )
+    recent = (rollout for step in run.trajectory_steps()[-RECENT:] for rollout in run.rollouts(step))
+    errors = Counter(str(rollout["error"]).strip().splitlines()[-1][:160] for rollout in recent if rollout.get("error"))
     common = "".join(f'; {number} × "{text}"' for text, number in errors.most_common(3))
     return Finding(
         "Rollouts ended with errors",
@@ -118,10 +118,13 @@ def length_explosion(run: Run) -> Finding | None:
     every = sum(sum(run.series(name)[1]) for name in run.names("stop_reason/", "/count"))
     if every and full / every > CUT_SHARE:
         evidence.append(f"{full / every:.0%} of the rollouts ended because the context was full")
+    cut = run.series("response_length/cut/share")[1]
+    if cut and fmean(_ends(cut)[1]) > CUT_SHARE:
+        evidence.append(f"{fmean(_ends(cut)[1]):.0%} of the replies of the last third of the steps were cut by the token limit")
     if not evidence:
         return None
     return Finding(
-        "Length explosion",
+        "Length explosion" if last > LENGTH_FACTOR * first else "Too long for the limits",
         "; ".join(evidence),
         'use loss.kind = "dr_grpo" or "dapo", which do not favour long wrong replies; punish length in the reward; '
         "lower sampling.max_tokens, or raise seq_len if the task needs the room",
@@ -173,11 +176,11 @@ def mismatch(run: Run) -> Finding | None:
 
 
 def dropped(run: Run) -> Finding | None:
-    steps, counts = run.series("staleness/dropped/count")
+    steps, counts = run.series("groups/stale/count")
     if not sum(counts):
         return None
     return Finding(
-        "Rollouts were too old to train on",
+        "Groups were too old to train on",
         f"{sum(counts):.0f} dropped for staleness over {len(steps)} steps",
         "raise orchestrator.max_staleness, lower max_inflight, or speed up the slow side (timing in the report)",
     )

@@ -29,7 +29,7 @@ def draw_run(run: Run, folder: Path) -> list[tuple[str, Path]]:
         ("Reward components: training, and held-out tasks with standard errors", "components", _component_panels(run)),
         ("Environment metrics", "env", [_line_panel(run, name) for name in run.names("env/", "/mean")]),
         ("Optimisation", "training", _named_panels(run, _TRAINING)),
-        ("Length and turns", "length", _named_panels(run, _LENGTH, from_zero=True)),
+        ("Length, turns and variety", "length", _named_panels(run, _LENGTH, from_zero=True) + _variety_panels(run)),
         ("Time", "timing", _timing_panels(run)),
     ]
     drawn = [(caption, folder / f"{name}.png", panels) for caption, name, panels in pictures if panels]
@@ -154,6 +154,25 @@ def _reward_panels(run: Run) -> list[Draw]:
     return panels
 
 
+def _variety_panels(run: Run) -> list[Draw]:
+    """How many different replies held-out tasks get: the curve of a policy that collapses to a constant falls to 0."""
+    wanted = {
+        "/distinct_replies/share": "distinct replies, held-out (share)",
+        "/reply_entropy/mean": "entropy of first replies (nats)",
+    }
+    panels: list[Draw] = []
+    for suffix, title in wanted.items():
+        if names := run.names("val-aux/", suffix):
+
+            def draw(axes: "Axes", names: list[str] = names, title: str = title) -> None:
+                _held_out(axes, run, names, label=len(names) > 1)
+                axes.set_title(title)
+                axes.set_ylim(bottom=0)
+
+            panels.append(draw)
+    return panels
+
+
 def _component_panels(run: Run) -> list[Draw]:
     return [_line_panel(run, name) for name in run.names("reward/", "/mean")]
 
@@ -201,7 +220,7 @@ def _curve(axes: "Axes", steps: list[int], values: list[float], *, colour: str, 
 def _held_out(axes: "Axes", run: Run, names: list[str], *, label: bool = True) -> None:
     for name, colour in zip(names, (RED, GREEN, PURPLE, ORANGE, BLUE, SKY), strict=False):
         steps, values = run.series(name)
-        errors = [run.metrics[step].get(name.removesuffix("mean") + "stderr", 0.0) for step in steps]
+        errors = [run.metrics[step].get(name.rsplit("/", 1)[0] + "/stderr", 0.0) for step in steps]
         text = ("held-out" if len(names) == 1 else f"held-out {name.split('/', 1)[1].rsplit('/', 2)[0]}") if label else None
         axes.errorbar(steps, values, yerr=errors, color=colour, fmt="o-", markersize=4, linewidth=1.2, capsize=3, label=text)
     if label and names:

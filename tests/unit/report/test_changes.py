@@ -51,6 +51,8 @@ def test_every_component_and_metric_is_in_the_table_rewards_first(tmp_path: Path
         ("val-aux/wordle/feedback", "component", "rose"),
         ("val-aux/wordle/format", "component", "rose"),
         ("val-aux/wordle/win", "component", "unchanged"),
+        ("val-aux/wordle/distinct_replies", "metric", "unchanged"),
+        ("val-aux/wordle/reply_entropy", "metric", "unchanged"),
         ("val-aux/wordle/win_rate", "metric", "unchanged"),
     ]
     text = table(found)

@@ -28,13 +28,17 @@ def test_an_empty_folder_has_no_warning(tmp_path: Path) -> None:
     [
         ({"groups/equal_reward/share": lambda x: x}, "Most groups carry no signal"),
         ({"response_length/mean": lambda x: 20 + 100 * x}, "Length explosion"),
-        ({"stop_reason/context_full/count": lambda x: 8.0, "stop_reason/terminated/count": lambda x: 24.0}, "Length explosion"),
+        (
+            {"stop_reason/context_full/count": lambda x: 8.0, "stop_reason/terminated/count": lambda x: 24.0},
+            "Too long for the limits",
+        ),
+        ({"response_length/cut/share": lambda x: 0.3}, "Too long for the limits"),
         ({"actor/entropy": lambda x: 2 * (1 - x) ** 4}, "Entropy collapse"),
         ({"mismatch/logprob_abs/mean": lambda x: 0.2 * x}, "Engine and trainer disagree"),
         ({"mismatch/kl/mean": lambda x: 0.05}, "Engine and trainer disagree"),
         ({"rollouts/errored/count": lambda x: 3.0}, "Rollouts ended with errors"),
         ({"monitor/nonfinite/count": lambda x: 1.0}, "Metrics were NaN or infinite"),
-        ({"staleness/dropped/count": lambda x: 2.0}, "Rollouts were too old to train on"),
+        ({"groups/stale/count": lambda x: 2.0}, "Groups were too old to train on"),
         ({"actor/grad_norm": lambda x: 0.0 if x > 0.5 else 0.3}, "Steps without a gradient"),
     ],
 )
