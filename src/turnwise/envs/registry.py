@@ -89,7 +89,10 @@ def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
     cls = _import(registration.target)
     kwargs = {**registration.defaults, **(args or {})}
     _check_args(env_id, cls, kwargs)
-    env = cls(**kwargs)
+    try:
+        env = cls(**kwargs)
+    except TypeError as error:  # a value of the wrong type, or a name that only the constructor could judge
+        raise ValueError(f"environment {env_id!r} cannot be made with args {kwargs}: {error}") from error
     name = env_id if NAME.fullmatch(env_id) else cls.__name__
     env.spec = EnvSpec(id=f"turnwise/{name}", entry_point=registration.target, kwargs=kwargs)
     return env

@@ -49,7 +49,7 @@ class Wordle(TextEnv):
             allowed: words that may be guessed, beside the answers; ours when not given.
             validation_answers: held-out words of your own; then `answers` are the training words.
             num_train: training words; all but the held-out ones when not given.
-            num_validation: held-out words; a tenth, at most 100, when not given.
+            num_validation: held-out words; when not given a tenth, at most 100 and what `num_train` leaves.
             seed: of the split.
             max_turns: guesses of a game; an invalid one counts.
             style: name of a set of prompts, see `prompts.STYLES`.

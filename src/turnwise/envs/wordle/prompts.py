@@ -132,7 +132,9 @@ class Board:
 EMPTY_BOARD = Board(5, 0, 6, "", (), Knowledge.of((), 5))
 
 
-def _check_template(key: str, text: str) -> None:
+def _check_template(key: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{key} = {text!r} must be a text")
     try:
         EMPTY_BOARD.fill(text, PromptStyle())
     except (KeyError, IndexError, ValueError, AttributeError) as error:
