@@ -20,6 +20,9 @@ class EmbeddedConfig(Config):
     """Make a reply a function of (prompt, seed, version) alone, whatever else is in the batch. Slower; set by itself when
     `orchestrator.max_staleness = 0`, so that a resumed run repeats to the bit."""
 
+    prefix_cache_mb: int = Field(default=1024, ge=0)
+    """Memory for keys and values of recent prompts and replies, in MiB; the next turn of a rollout computes only what is new."""
+
 
 class InferenceConfig(Config):
     """The inference engine."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import aiohttp
 import msgspec
@@ -285,7 +285,7 @@ class InferenceClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("the client is not open; use `async with InferenceClient(...) as client:`")
-        return cast(aiohttp.ClientSession, self._session)
+        return self._session
 
 
 def _backoff(attempt: int) -> float:

@@ -1,0 +1,1 @@
+"""The embedded engine: a transformers model, continuous batching, and vLLM's HTTP routes in one process."""

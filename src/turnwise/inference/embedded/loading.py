@@ -1,0 +1,62 @@
+"""Models from Hugging Face folders, for the lean path or the generic one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from turnwise.config import RLConfig
+from turnwise.inference.embedded.lean import LeanModel, why_not_lean
+
+log = logging.getLogger(__name__)
+DTYPES: dict[str, Any] = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_model(name: str | Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
+    """A transformers causal language model on the CPU, for inference.
+
+    Raises:
+        OSError, ValueError: the folder is missing, incomplete or of an unknown kind.
+    """
+    model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval().requires_grad_(False)
+
+
+def load_lean(folder: Path, like: LeanModel) -> LeanModel:
+    """Weights from `folder` in the shapes and the type of the model that they replace.
+
+    Raises:
+        OSError: no such checkpoint.
+        ValueError: it has other shapes than `like`.
+    """
+    if not folder.is_dir():
+        raise OSError(f"weights_path = {folder} is not a folder.")
+    model = LeanModel(load_model(folder, like.dtype), like.max_length)
+    same = (len(model.layers), model.vocabulary, model.heads, model.kv_heads, model.head_dim, model.embedding.shape[1])
+    wanted = (len(like.layers), like.vocabulary, like.heads, like.kv_heads, like.head_dim, like.embedding.shape[1])
+    if same != wanted:
+        raise ValueError(f"{folder}: layers, vocabulary, heads, kv heads, head size, hidden size = {same}, expected {wanted}.")
+    return model
+
+
+def max_length(config: RLConfig, model_config: Any) -> int:
+    """Most tokens of a sequence: `seq_len` and one more (for logprobs of a full sample), within the model's positions."""
+    return min(config.seq_len + 1, getattr(model_config, "max_position_embeddings", config.seq_len + 1))
+
+
+def eos_ids(name: str | Path, model_config: Any) -> frozenset[int]:
+    """End tokens of the model's generation config or, without one, of its config; vLLM stops there too."""
+    try:
+        eos = GenerationConfig.from_pretrained(str(name)).eos_token_id
+    except OSError:
+        eos = model_config.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset(eos) if isinstance(eos, list) else frozenset([int(eos)])
+
+
+def lean_reason(name: str | Path, *, trust_remote_code: bool = False) -> str | None:
+    """Why the model at `name` needs the generic path; None when the lean one serves it."""
+    return why_not_lean(AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code))
