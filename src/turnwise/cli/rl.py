@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from turnwise import __version__
-from turnwise.config import ConfigError, RLConfig
+from turnwise.config import ConfigError
 
 if TYPE_CHECKING:
     from turnwise.config.command import Request
@@ -42,8 +42,7 @@ def run_command(args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         return _help()
     if "--version" in args:
-        print(f"turnwise {__version__}")
-        return 0
+        return _version()
     if not args:
         print("rl: nothing to run. Try `rl @ configs/quickstart.toml`, or `rl --help`.", file=sys.stderr)
         return 2
@@ -84,14 +83,15 @@ def _dry_run(request: "Request", *, as_json: bool) -> int:
     return 0
 
 
-def _help() -> int:
-    from pydantic_config import cli
+def _version() -> int:
+    print(f"turnwise {__version__}")
+    return 0
 
-    print(DESCRIPTION, end="\n\n", flush=True)
-    try:
-        cli(RLConfig, args=["--help"])
-    except SystemExit:
-        return 0
+
+def _help() -> int:
+    from turnwise.config.reference import help_text
+
+    print(f"{DESCRIPTION}\n\n{help_text()}", end="")
     return 0
 
 
