@@ -1,0 +1,164 @@
+"""Commands that start the inference engines of a run: the embedded one, or vLLM's server. Imports no torch."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turnwise.config import ConfigError, RLConfig
+
+VLLM_PYTHON = "TURNWISE_VLLM_PYTHON"  # interpreter of the environment that has vLLM, where it is not this one
+VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CPU_KV_CACHE_GIB = "1"
+
+
+@dataclass(frozen=True)
+class EngineCommand:
+    """One replica: how to start it and where it will answer. GPUs are the plan's business (CUDA_VISIBLE_DEVICES)."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]  # added to the environment
+    url: str
+
+
+def engine_commands(config: RLConfig, config_path: Path, *, gpus: Sequence[int]) -> list[EngineCommand]:
+    """The commands of all replicas of a resolved configuration; replica i listens on `inference.port + i`.
+
+    Raises:
+        ConfigError: an [inference] setting that the engine cannot serve.
+    """
+    inference = config.inference
+    if inference.port is None:
+        raise ConfigError("inference.port is unset; the resolved configuration carries one.")
+    replicas = inference.dp or max(1, len(gpus) // inference.tp)
+    commands: list[EngineCommand] = []
+    for index in range(replicas):
+        port = inference.port + index
+        name = "inference" if index == 0 else f"inference_{index}"
+        if inference.engine == "embedded":
+            argv, env = _embedded(config, config_path, port, replicas)
+        else:
+            argv, env = _vllm(config, port, on_gpu=bool(gpus))
+        commands.append(EngineCommand(name, tuple(argv), env, _url(inference.host, port)))
+    return commands
+
+
+def check_engine(config: RLConfig) -> None:
+    """Raises ConfigError when the configured engine is not installed; a dry run does without this."""
+    if config.inference.engine != "vllm":
+        return
+    python = os.environ.get(VLLM_PYTHON)
+    if python is not None and not Path(python).exists():
+        raise ConfigError(f"{VLLM_PYTHON} = {python} does not exist; name the Python of an environment that has vLLM.")
+    if python is None and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            'inference.engine = "vllm", but the package vllm is not installed; run `pip install turnwise[vllm]`, '
+            f'set {VLLM_PYTHON} to the Python of an environment that has it, or use inference.engine = "embedded".'
+        )
+
+
+def lora_rank_limit(rank: int) -> int:
+    """The smallest limit that vLLM accepts for adapters of this rank.
+
+    Raises:
+        ConfigError: the rank is above vLLM's largest.
+    """
+    for limit in VLLM_LORA_RANKS:
+        if rank <= limit:
+            return limit
+    raise ConfigError(f"trainer.model.lora.rank = {rank} is more than vLLM serves ({VLLM_LORA_RANKS[-1]}); use a smaller rank.")
+
+
+def _embedded(config: RLConfig, config_path: Path, port: int, replicas: int) -> tuple[list[str], dict[str, str]]:
+    argv = [sys.executable, "-m", "turnwise.inference.embedded", "--config", str(config_path), "--port", str(port)]
+    threads = config.inference.embedded.threads or max(1, (os.cpu_count() or 1) // replicas)
+    return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads)}
+
+
+def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+    inference = config.inference
+    if inference.host not in LOOPBACK:
+        raise ConfigError(
+            f'inference.host = "{inference.host}" would expose routes that load weights and run methods in the engine; '
+            "use 127.0.0.1, and a tunnel where other machines need it."
+        )
+    flags: dict[str, Any] = {
+        "model": config.model.name,
+        "served-model-name": config.model.name,
+        "host": inference.host,
+        "port": port,
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "max-model-len": _max_model_len(config),
+        "tensor-parallel-size": inference.tp,
+        "logprobs-mode": "processed_logprobs",  # of the distribution that was sampled, temperature included
+        "generation-config": "vllm",  # no top-p, top-k or temperature from the model's own generation_config.json
+        "uvicorn-log-level": "warning",
+        "trust-remote-code": config.model.trust_remote_code,
+        **_lora_flags(config),
+    }
+    if not on_gpu:
+        flags["enforce-eager"] = True
+    flags |= {key.replace("_", "-"): value for key, value in inference.vllm.items()}
+    python = os.environ.get(VLLM_PYTHON, sys.executable)
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *_argv(flags)], _vllm_env(config, on_gpu=on_gpu)
+
+
+def _lora_flags(config: RLConfig) -> dict[str, Any]:
+    lora = config.trainer.model.lora
+    if lora is None:
+        return {}
+    versions = config.inference.max_loras or config.orchestrator.max_staleness + 2
+    return {"enable-lora": True, "max-loras": versions, "max-cpu-loras": versions, "max-lora-rank": lora_rank_limit(lora.rank)}
+
+
+def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
+    env = {
+        "VLLM_SERVER_DEV_MODE": "1",  # /pause, /resume, /reset_prefix_cache, /collective_rpc
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if not on_gpu:
+        threads = config.inference.embedded.threads or os.cpu_count() or 1
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+    return env
+
+
+def _max_model_len(config: RLConfig) -> int:
+    """`seq_len` and one token more, which logprobs of a full sample need, within the positions of the model."""
+    wanted = config.seq_len + 1
+    path = Path(config.model.name) / "config.json"
+    if not path.is_file():
+        return wanted
+    positions = json.loads(path.read_text()).get("max_position_embeddings", wanted)
+    return min(wanted, int(positions))
+
+
+def _argv(flags: Mapping[str, Any]) -> list[str]:
+    """Command-line flags: True alone switches one on, False and None leave it out, tables become JSON."""
+    argv: list[str] = []
+    for key, value in flags.items():
+        if value is True:
+            argv.append(f"--{key}")
+        elif isinstance(value, list):
+            argv += [f"--{key}", *(str(item) for item in value)]
+        elif isinstance(value, dict):
+            argv += [f"--{key}", json.dumps(value)]
+        elif value is not None and value is not False:
+            argv += [f"--{key}", str(value)]
+    return argv
+
+
+def _url(host: str, port: int) -> str:
+    reachable = "127.0.0.1" if host == "0.0.0.0" else host
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
