@@ -50,7 +50,10 @@ def test_a_game_by_hand() -> None:
     assert turns[0] == pytest.approx({"format": 0.2 / 6, "valid_word": 0.2 / 6, "feedback": 0, "progress": 0.08, "win": 0})
     # the green r kept (1), no dead letter (1): full feedback; r and o in place, up from r alone
     assert turns[1] == pytest.approx({"format": 0.2 / 6, "valid_word": 0.2 / 6, "feedback": 0.5 / 6, "progress": 0.08, "win": 0})
-    assert turns[2] == pytest.approx({"format": 0, "valid_word": 0.2 / 6, "feedback": 0.5 / 6, "progress": 0.24, "win": 1.84})
+    # five of seventeen characters are the word
+    assert turns[2] == pytest.approx(
+        {"format": (-0.3 + 0.4 * 5 / 17) / 6, "valid_word": 0.2 / 6, "feedback": 0.5 / 6, "progress": 0.24, "win": 1.84}
+    )
     assert metrics == pytest.approx(
         {
             "valid_format_rate": 2 / 3,
@@ -68,9 +71,9 @@ def test_a_lost_game_is_terminated_and_leaves_out_guesses_to_win() -> None:
     env = frost()
     turns, metrics, ended = play(env, ["crane", "crane", "zzzzz", "", "zzzzz", "slate"])
     assert ended == (True, False)
-    assert [round(turn["feedback"] * 6, 6) for turn in turns] == [0, -0.5, 0, 0, -0.5, -0.5]
+    assert [round(turn["feedback"] * 6, 6) for turn in turns] == [0, -0.5, 0, 0, 0, -0.5]
     assert [turn["valid_word"] > 0 for turn in turns] == [True, True, False, False, False, True]
-    assert [round(turn["format"] * 6, 6) for turn in turns] == [0.2, 0.2, 0.2, -0.5, 0.2, 0.2]
+    assert [round(turn["format"] * 6, 6) for turn in turns] == [0.2, 0.2, 0.2, -0.6, 0.2, 0.2]
     assert all(turn["win"] == 0 for turn in turns)
     assert "guesses_to_win" not in metrics
     assert metrics["win_rate"] == 0
@@ -130,7 +133,7 @@ def test_a_game_earns_between_minus_one_and_three(answer: str, actions: list[str
     turns, metrics, ended = play(env, actions)
     assert any(ended)
     assert -1.0 - 1e-9 <= sum(sum(turn.values()) for turn in turns) <= 3.0 + 1e-9
-    for name, low, high in [("format", -0.5, 0.2), ("valid_word", -0.5, 0.2), ("feedback", -0.5, 0.5), ("progress", 0, 0.4)]:
+    for name, low, high in [("format", -0.6, 0.2), ("valid_word", -0.4, 0.2), ("feedback", -0.5, 0.5), ("progress", 0, 0.4)]:
         assert low - 1e-9 <= sum(turn[name] for turn in turns) <= high + 1e-9
     assert turns[0]["feedback"] == 0
     assert all(0 <= value <= 1 for name, value in metrics.items() if name != "guesses_to_win")
@@ -141,6 +144,19 @@ def test_winning_a_turn_sooner_always_earns_more_than_that_turn_could(max_turns:
     most = (FORMAT_GOOD + WORD_GOOD + FEEDBACK) / max_turns
     wins = [win_reward(turn, max_turns) for turn in range(1, max_turns + 1)]
     assert all(sooner - later > most for sooner, later in pairwise(wins))
+
+
+def test_the_nearer_a_reply_comes_to_the_form_the_more_it_earns() -> None:
+    replies = ["crane", "crane.", "My guess is CRANE.", "I think that the hidden word may well be crane today.", "no idea at all"]
+    earned = [play(frost(), [reply])[0][0]["format"] * 6 for reply in replies]
+    assert earned == sorted(earned, reverse=True)
+    assert earned[0] == pytest.approx(0.2)
+    assert earned[1] == pytest.approx(-0.3 + 0.4 * 5 / 6)
+    assert earned[-1] == pytest.approx(-0.6)
+    tagged = [
+        play(frost(style="tagged"), [reply])[0][0]["format"] * 6 for reply in ("<guess>crane</guess>", "<guess>crane", "crane")
+    ]
+    assert tagged == pytest.approx([0.2, 0.1, -0.3])
 
 
 def test_a_constant_word_earns_less_than_varied_guesses() -> None:

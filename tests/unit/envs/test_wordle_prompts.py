@@ -80,7 +80,7 @@ def test_the_reply_form_follows_the_style() -> None:
     env = Wordle(answers=["frost"], style="tagged")
     env.reset()
     assert env.step("Let me see. <guess>crane</guess>")[4]["reward_components"]["format"] > 0
-    assert env.step("sloth")[4]["reward_components"]["format"] == 0
+    assert env.step("sloth")[4]["reward_components"]["format"] < 0
     env = Wordle(answers=["frost"], templates={"reply": "tag"})
     env.reset()
     assert env.step("<guess>crane</guess>")[4]["reward_components"]["format"] > 0

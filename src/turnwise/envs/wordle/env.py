@@ -113,9 +113,8 @@ class Wordle(TextEnv):
         components = dict.fromkeys(sorted(COMPONENTS), 0.0)
         components["format"] = format_reward(guess, self.max_turns)
         components["valid_word"] = (WORD_GOOD if valid else WORD_BAD) / self.max_turns
-        if repeated or valid:
-            components["feedback"] = feedback_reward(word, known, self.max_turns, repeated=repeated)
         if valid:
+            components["feedback"] = feedback_reward(word, known, self.max_turns, repeated=repeated)
             self.played.append((word, feedback(word, self.answer_word)))
             components["progress"] = PROGRESS * (self._knowledge().solved_share - known.solved_share)
         return components

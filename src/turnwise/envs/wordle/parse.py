@@ -34,6 +34,7 @@ class Guess:
 
     word: str | None  # lower case; None when the reply holds no guess
     strict: bool  # the reply has the form that was asked for
+    nearness: float = 1.0  # 0..1, how near it comes: the word's share of the reply, or for form `tag` whether there is a tag
 
 
 def read_guess(reply: str, *, length: int, form: ReplyForm) -> Guess:
@@ -47,8 +48,12 @@ def read_guess(reply: str, *, length: int, form: ReplyForm) -> Guess:
     strict = _strict_patterns(length)[form].fullmatch(reply)
     if strict is not None:
         return Guess(strict["word"].lower(), strict=True)
-    word = _tolerant(reply[-MAX_READ:], length)
-    return Guess(word.lower() if word else None, strict=False)
+    tags = TAG.findall(reply[-MAX_READ:])
+    word = _untagged(tags[-1] if tags else reply[-MAX_READ:], length)
+    if word is None:
+        return Guess(None, strict=False, nearness=0.0)
+    nearness = len(word) / len(reply.strip()) if form == "word" else float(bool(tags))
+    return Guess(word.lower(), strict=False, nearness=nearness)
 
 
 @cache
@@ -68,13 +73,6 @@ def _tolerant_patterns(length: int) -> tuple[re.Pattern[str], ...]:
         re.compile(rf"(?<!\w)(?P<spelled>[A-Za-z](?:[\s,-]{{1,2}}[A-Za-z]){{{length - 1}}})(?!\w)"),
         re.compile(whole),
     )
-
-
-def _tolerant(text: str, length: int) -> str | None:
-    tags = TAG.findall(text)
-    if tags:
-        return _untagged(tags[-1], length)
-    return _untagged(text, length)
 
 
 def _untagged(text: str, length: int) -> str | None:

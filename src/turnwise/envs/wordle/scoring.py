@@ -2,9 +2,10 @@
 
 Over an episode of T turns the components lie within
 
-    format      -0.5 .. +0.2    strict form +0.2/T, no guess at all -0.5/T, a guess in another form 0
-    valid_word  -0.5 .. +0.2    a word of the list +0.2/T, anything else -0.5/T
-    feedback    -0.5 .. +0.5    from the second guess on, up to +-0.5/T; a repeated guess -0.5/T
+    format      -0.6 .. +0.2    the form that was asked for +0.2/T; another form -0.3/T .. +0.1/T, the nearer the
+                                better; no guess at all -0.6/T
+    valid_word  -0.4 .. +0.2    a word of the list +0.2/T, anything else -0.4/T
+    feedback    -0.5 .. +0.5    of valid guesses from the second on, up to +-0.5/T; of a repeated one -0.5/T
     progress     0   .. +0.4    what a guess newly reveals; 0.4 in all once the word is found
     win          0   .. +2.4    from 2.4 in one turn down to 1.0 in T turns
 
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field
 from turnwise.envs.wordle.parse import Guess
 from turnwise.envs.wordle.rules import Knowledge
 
-FORMAT_GOOD, FORMAT_MISSING = 0.2, -0.5
-WORD_GOOD, WORD_BAD = 0.2, -0.5
+FORMAT_GOOD, FORMAT_NEAR, FORMAT_FAR, FORMAT_MISSING = 0.2, 0.1, -0.3, -0.6
+WORD_GOOD, WORD_BAD = 0.2, -0.4
 FEEDBACK = 0.5
 PROGRESS = 0.4
 WIN_FIRST, WIN_LAST = 2.4, 1.0
@@ -28,10 +29,16 @@ COMPONENTS = frozenset({"format", "valid_word", "feedback", "progress", "win"})
 
 
 def format_reward(guess: Guess, max_turns: int) -> float:
-    """Component `format` of one guess."""
+    """Component `format` of one guess.
+
+    Graded, because an untrained small model hardly ever gives the form that was asked for: chatter that happens to hold a
+    word must not look as good as an attempt.
+    """
     if guess.word is None:
         return FORMAT_MISSING / max_turns
-    return FORMAT_GOOD / max_turns if guess.strict else 0.0
+    if guess.strict:
+        return FORMAT_GOOD / max_turns
+    return (FORMAT_FAR + (FORMAT_NEAR - FORMAT_FAR) * guess.nearness) / max_turns
 
 
 def feedback_reward(word: str, knowledge: Knowledge, max_turns: int, *, repeated: bool) -> float:
