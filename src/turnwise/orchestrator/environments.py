@@ -1,0 +1,156 @@
+"""The environments of a run as the orchestrator sees them: settings, tasks, and checked answers of `reset` and `step`."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from turnwise.config import EnvConfig, RewardConfig
+from turnwise.envs import TextEnv, make
+from turnwise.envs.rewards import check_weights, compose
+from turnwise.orchestrator.types import Message
+
+
+class EnvNonsense(Exception):
+    """An environment answered something that its contract does not allow."""
+
+
+@dataclass(frozen=True)
+class EnvSetup:
+    """One `[[orchestrator.env]]` table, made usable."""
+
+    name: str  # in metrics: the id, without its module, numbered where a run has it twice
+    config: EnvConfig
+    tasks: Sequence[Mapping[str, Any]]
+    system_prompt: str
+    max_turns: int
+    outcome_components: frozenset[str]
+    component_names: frozenset[str]
+    spare: list[TextEnv] = field(default_factory=list[TextEnv])  # instances between two episodes
+
+    def take(self) -> TextEnv:
+        """An instance for one episode."""
+        try:
+            return self.spare.pop()
+        except IndexError:
+            return make(self.config.id, self.config.args)
+
+    def give_back(self, env: TextEnv) -> bool:
+        """Keep an instance for later episodes; False when it holds resources (it defines `close`) and must be closed."""
+        if type(env).close is not TextEnv.close:
+            return False
+        self.spare.append(env)
+        return True
+
+    def opening(self, observation: str) -> list[Message]:
+        system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": observation}]
+
+    def totals(self, components: Mapping[str, float]) -> tuple[float, float, float]:
+        """The reward of one step as configured, dense, and sparse."""
+        weights = self.config.reward.weights
+        dense = compose(components, RewardConfig(weights=weights), outcome_components=self.outcome_components)
+        sparse = compose(components, RewardConfig(mode="sparse", weights=weights), outcome_components=self.outcome_components)
+        return (dense if self.config.reward.mode == "dense" else sparse), dense, sparse
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A checked answer of `TextEnv.step`."""
+
+    observation: str
+    terminated: bool
+    truncated: bool
+    components: dict[str, float]
+    metrics: dict[str, float]
+
+
+def load_setups(configs: Sequence[EnvConfig], split: str) -> list[EnvSetup]:
+    """Make each environment once and read what is the same for all its episodes.
+
+    Raises:
+        ValueError: an environment cannot be made, has no task in `split`, needs tools, or `reward.weights` names a component
+            that it does not have.
+    """
+    names = _names(configs)
+    return [_load(name, config, split) for name, config in zip(names, configs, strict=True)]
+
+
+def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
+    env = make(config.id, config.args)
+    tasks = env.tasks(split)
+    if not len(tasks):
+        raise ValueError(f"environment {config.id} has no task in its split {split!r}; give it some by orchestrator.env.args")
+    if env.tools:
+        raise ValueError(f"environment {config.id} offers tools, which rollouts do not render yet; use a text environment")
+    check_weights(config.reward, env.component_names, env_id=config.id)
+    return EnvSetup(
+        name=name,
+        config=config,
+        tasks=tasks,
+        system_prompt=env.system_prompt,
+        max_turns=config.max_turns or env.max_turns,
+        outcome_components=frozenset(env.outcome_components),
+        component_names=frozenset(env.component_names),
+    )
+
+
+def _names(configs: Sequence[EnvConfig]) -> list[str]:
+    names: list[str] = []
+    for config in configs:
+        base = config.id.rpartition(":")[2]
+        twins = sum(name == base or name.startswith(f"{base}-") for name in names)
+        names.append(f"{base}-{twins + 1}" if twins else base)
+    return names
+
+
+def checked_reset(answer: object) -> str:
+    """The observation of a `reset`. Raises EnvNonsense."""
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
+        raise EnvNonsense(f"reset returned {_short(answer)}, not (text, info)")
+    return answer[0]
+
+
+def checked_step(answer: object, component_names: Collection[str]) -> StepResult:
+    """The five-tuple of a `step`, with every type and number checked. Raises EnvNonsense."""
+    if not (isinstance(answer, tuple) and len(answer) == 5):
+        raise EnvNonsense(f"step returned {_short(answer)}, not (text, reward, terminated, truncated, info)")
+    observation, reward, terminated, truncated, info = answer
+    if not isinstance(observation, str):
+        raise EnvNonsense(f"step returned the observation {_short(observation)}, not text")
+    if not _is_number(reward):
+        raise EnvNonsense(f"step returned the reward {_short(reward)}, not a finite number")
+    if not (isinstance(terminated, bool | np.bool_) and isinstance(truncated, bool | np.bool_)):
+        raise EnvNonsense(f"step returned terminated={_short(terminated)}, truncated={_short(truncated)}, not two booleans")
+    if not isinstance(info, Mapping):
+        raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
+    return StepResult(
+        observation=observation,
+        terminated=bool(terminated),
+        truncated=bool(truncated),
+        components=checked_numbers(info.get("reward_components", {}), "reward_components", component_names),
+        metrics=checked_numbers(info.get("metrics", {}), "metrics"),
+    )
+
+
+def checked_numbers(values: object, what: str, known: Collection[str] = ()) -> dict[str, float]:
+    """A mapping of names to finite numbers; names outside a non-empty `known` are refused. Raises EnvNonsense."""
+    if not isinstance(values, Mapping):
+        raise EnvNonsense(f"{what} is {_short(values)}, not a mapping of names to numbers")
+    for name, value in values.items():
+        if not (isinstance(name, str) and _is_number(value)):
+            raise EnvNonsense(f"{what}[{name!r}] is {_short(value)}, not a finite number under a name")
+        if known and name not in known:
+            raise EnvNonsense(f"{what} has the unknown name {name!r}; the environment declares {', '.join(sorted(known))}")
+    return {name: float(value) for name, value in values.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,188 @@
+"""Evaluation on held-out tasks, with one pinned policy version, beside training."""
+
+import asyncio
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import msgspec
+
+from turnwise.config import EvalConfig, RLConfig
+from turnwise.inference.client import InferenceClient
+from turnwise.orchestrator.chat import load_chat
+from turnwise.orchestrator.env_threads import EnvThreads
+from turnwise.orchestrator.environments import EnvSetup, load_setups
+from turnwise.orchestrator.rollout import Player, RolloutSpec, derive_seed
+from turnwise.orchestrator.types import Rollout
+from turnwise.orchestrator.weights import Policy
+from turnwise.transport import RunDir, WeightsStore, write_atomic
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found; `metrics` under the names of docs/metrics.md."""
+
+    step: int
+    version: int
+    metrics: Metrics
+    rollouts: list[dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Write `step_N.json`. Raises OSError when the file system refuses."""
+        content = {"step": self.step, "version": self.version, "metrics": self.metrics, "rollouts": self.rollouts}
+        write_atomic(folder / f"step_{self.step}.json", msgspec.json.format(msgspec.json.encode(content), indent=1))
+
+
+class Evaluator:
+    """Plays the held-out tasks. The same tasks and seeds at every version, so that two evaluations differ by policy alone."""
+
+    def __init__(self, config: RLConfig, player: Player, setups: Sequence[EnvSetup]) -> None:
+        self.config: EvalConfig = config.orchestrator.eval
+        self.seed, self.retries = config.seed, config.orchestrator.max_error_retries
+        self.player, self.setups = player, setups
+        self.done = self.total = 0
+
+    def specs(self) -> list[RolloutSpec]:
+        return [
+            RolloutSpec(
+                rollout_id=f"eval-{env.name}-{index}-{copy}",
+                group_id=index,
+                env=env,
+                task=env.tasks[index],
+                env_seed=derive_seed(self.seed, "eval env", env.name, index) % 2**31,
+                sampling_seed=derive_seed(self.seed, "eval", env.name, index, copy),
+            )
+            for env in self.setups
+            for index in range(min(len(env.tasks), self.config.num_examples or len(env.tasks)))
+            for copy in range(self.config.rollouts_per_example)
+        ]
+
+    async def run(self, policy: Policy, version: int, *, concurrency: int) -> EvalResult:
+        """Evaluate a served version with at most `concurrency` rollouts at a time."""
+        specs = self.specs()
+        self.done, self.total = 0, len(specs)
+        share = asyncio.Semaphore(concurrency)
+        with policy.pinned(version):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._play(spec, policy, version, share)) for spec in specs]
+        rollouts = [task.result() for task in tasks]
+        metrics: Metrics = {}
+        for env in self.setups:
+            metrics |= eval_metrics(env.name, [rollout for rollout in rollouts if rollout.env == env.name])
+        self.done = self.total = 0
+        return EvalResult(version, version, metrics, [rollout.summary() for rollout in rollouts])
+
+    async def _play(self, spec: RolloutSpec, policy: Policy, version: int, share: asyncio.Semaphore) -> Rollout:
+        async with share:
+            generate = policy.generator(temperature=self.config.temperature, affinity=spec.rollout_id, version=version)
+            rollout = await self.player.play(spec, generate)
+            for attempt in range(1, self.retries + 1):
+                if rollout.ok:
+                    break
+                again = replace(spec, attempt=attempt, sampling_seed=derive_seed(spec.sampling_seed, attempt))
+                rollout = await self.player.play(again, generate)
+        self.done += 1
+        return rollout
+
+
+def eval_metrics(env: str, rollouts: Sequence[Rollout]) -> Metrics:
+    """Means with standard errors over tasks; errored rollouts are counted and enter no mean."""
+    valid = [rollout for rollout in rollouts if rollout.ok]
+    core, aux = f"val-core/{env}", f"val-aux/{env}"
+    metrics: Metrics = {f"{aux}/errored/count": float(len(rollouts) - len(valid)), f"{aux}/rollouts/count": float(len(valid))}
+    if not valid:
+        return metrics
+    metrics |= _estimate(f"{core}/reward", valid, [rollout.reward for rollout in valid])
+    names = sorted({name for rollout in valid for name in (*rollout.components, *rollout.metrics)})
+    for name in names:
+        told = [(r, r.metrics[name] if name in r.metrics else r.components.get(name)) for r in valid]
+        known = [(rollout, value) for rollout, value in told if value is not None]
+        place = f"{core}/acc" if name == "acc" else f"{aux}/{name}"
+        metrics |= _estimate(place, [rollout for rollout, _ in known], [value for _, value in known])
+    metrics |= _estimate(f"{aux}/reward_dense", valid, [rollout.reward_dense for rollout in valid])
+    metrics |= _estimate(f"{aux}/reward_sparse", valid, [rollout.reward_sparse for rollout in valid])
+    metrics |= _estimate(f"{aux}/response_length", valid, [float(rollout.sampled_tokens) for rollout in valid])
+    metrics |= _estimate(f"{aux}/num_turns", valid, [float(len(rollout.turns)) for rollout in valid])
+    return metrics | _diversity(aux, valid)
+
+
+def _estimate(name: str, rollouts: Sequence[Rollout], values: Sequence[float]) -> Metrics:
+    """Mean over rollouts; standard error from the task means, since rollouts of one task are not independent."""
+    by_task: defaultdict[str, list[float]] = defaultdict(list)
+    for rollout, value in zip(rollouts, values, strict=True):
+        by_task[rollout.task_id].append(value)
+    means = [fmean(of_task) for of_task in by_task.values()]
+    metrics = {f"{name}/mean": fmean(values)}
+    if len(means) > 1:
+        metrics[f"{name}/stderr"] = stdev(means) / math.sqrt(len(means))
+    return metrics
+
+
+def _diversity(area: str, rollouts: Sequence[Rollout]) -> Metrics:
+    """How varied the replies are; a policy that always says the same has entropy 0 and one distinct reply."""
+    replies = [reply.strip() for rollout in rollouts for reply in rollout.replies()]
+    first = Counter(rollout.replies()[0].strip() for rollout in rollouts if rollout.replies())
+    total = sum(first.values())
+    if not total:
+        return {}
+    entropy = -sum(count / total * math.log(count / total) for count in first.values())
+    return {
+        f"{area}/distinct_replies/share": len(set(replies)) / len(replies),
+        f"{area}/distinct_replies/count": float(len(set(replies))),
+        f"{area}/reply_entropy/mean": entropy + 0.0,
+    }
+
+
+def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
+    """The evaluator of a config: its held-out tasks and its chat.
+
+    Raises:
+        ValueError: an environment or the model's chat template cannot be used.
+    """
+    settings = config.orchestrator
+    chat = load_chat(config.model.name, chat_template=config.model.chat_template)
+    player = Player(chat, threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s)
+    return Evaluator(config, player, load_setups(settings.eval_env or settings.env, settings.eval.split))
+
+
+async def evaluate_checkpoint(
+    config: RLConfig, adapter_or_model_dir: Path | None, version: int, client: InferenceClient
+) -> dict[str, Any]:
+    """Evaluate a checkpoint with engines that run already, as `turnwise eval` does.
+
+    Args:
+        adapter_or_model_dir: a PEFT adapter folder is loaded beside the base model, a model folder replaces its weights,
+            None takes the engine as it is.
+        version: number under which the checkpoint is served and reported.
+        client: open, engines healthy.
+
+    Returns:
+        {"step", "version", "metrics", "rollouts"}, as in evals/step_N.json.
+    """
+    threads = EnvThreads()
+    evaluator = load_evaluator(config, threads)
+    policy = Policy(client, WeightsStore(RunDir(config.output_dir).weights), stop_ids=evaluator.player.chat.stop_ids)
+    is_adapter = adapter_or_model_dir is not None and (adapter_or_model_dir / "adapter_config.json").is_file()
+    policy.kind = "lora" if is_adapter else "full"
+    if is_adapter:
+        await client.load_adapter(version, str(adapter_or_model_dir))
+    elif adapter_or_model_dir is not None:
+        await client.pause()
+        await client.reload_weights(str(adapter_or_model_dir))
+        await client.resume()
+    client.set_served(version)
+    settings = config.orchestrator
+    concurrency = settings.max_inflight or settings.batch_size * (settings.max_staleness + 1)
+    try:
+        result = await evaluator.run(policy, version, concurrency=concurrency)
+    finally:
+        threads.close()
+        if is_adapter:
+            await client.unload_adapter(version)
+    return {"step": result.step, "version": result.version, "metrics": result.metrics, "rollouts": result.rollouts}

@@ -1,0 +1,214 @@
+"""One rollout: reset, then prompt, reply, step until the episode ends. What to do about failures is the scheduler's."""
+
+import asyncio
+import hashlib
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from turnwise.envs import TextEnv
+from turnwise.inference.client import Completion
+from turnwise.inference.errors import EngineError, EngineUnavailable
+from turnwise.orchestrator.chat import Chat, ChatError
+from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
+from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step
+from turnwise.orchestrator.types import Message, Rollout, StopReason, Turn
+
+CLOSE_TIMEOUT_S = 10.0  # what an environment may take to release its resources
+
+Generate = Callable[[Sequence[int], int, int], Awaitable[Completion]]  # (prompt ids, most new tokens, seed) -> reply
+
+
+class EnvFailure(Exception):
+    """An environment raised, hung or answered nonsense; the text says where and what."""
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """What is played."""
+
+    rollout_id: str
+    group_id: int
+    env: EnvSetup
+    task: Mapping[str, Any]
+    env_seed: int
+    sampling_seed: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Player:
+    """Plays rollouts with one chat and one pool of threads.
+
+    Args:
+        seq_len: most tokens of prompt, replies and observations together.
+        max_tokens: most tokens of one reply.
+        time_limit_s: age at which a rollout is cut as a straggler.
+    """
+
+    chat: Chat
+    threads: EnvThreads
+    seq_len: int
+    max_tokens: int
+    time_limit_s: float | None = None
+
+    async def play(self, spec: RolloutSpec, generate: Generate) -> Rollout:
+        """Play one episode. Failures of the environment, the chat or the engine come back as an errored rollout."""
+        episode = Episode(self, spec)
+        try:
+            async with asyncio.timeout(self.time_limit_s):
+                return await episode.play(generate)
+        except TimeoutError:
+            limit = f"orchestrator.straggler_timeout_s = {self.time_limit_s}"
+            return episode.record(StopReason.STRAGGLER, error=f"not done after {limit}, turn {len(episode.turns)}")
+        except (EnvFailure, ChatError, EngineError, EngineUnavailable) as error:
+            return episode.record(StopReason.ERROR, error=f"{type(error).__name__}: {error}")
+        finally:
+            episode.release()
+
+
+class Episode:
+    """The state of one rollout while it is played."""
+
+    def __init__(self, player: Player, spec: RolloutSpec) -> None:
+        self.player, self.spec = player, spec
+        self.chat, self.setup = player.chat, spec.env
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+        self.metrics: dict[str, float] = {}
+        self.totals = [0.0, 0.0]  # dense, sparse
+        self.started, self.clock = time.time(), time.perf_counter()
+        self.engine_s = self.env_s = 0.0
+        self.env: TextEnv | None = None
+        self.served_well = False
+        self._entered = threading.Lock()  # a cancelled rollout closes its environment after the call that is still inside
+
+    async def play(self, generate: Generate) -> Rollout:
+        self.messages += self.setup.opening(checked_reset(await self._call("reset", self._reset)))
+        prompt = self.chat.first_prompt(self.messages)
+        while True:
+            room = self.player.seq_len - len(prompt)
+            if room < 1:
+                return await self._cut(StopReason.CONTEXT_FULL)
+            seed = derive_seed(self.spec.sampling_seed, len(self.turns))
+            before = time.perf_counter()
+            reply = await generate(prompt, min(self.player.max_tokens, room), seed)
+            self.engine_s += time.perf_counter() - before
+            text = self.chat.text(reply.token_ids)
+            self.messages.append({"role": "assistant", "content": text})
+            self._add_turn(prompt, reply)
+            answer = await self._call("step", lambda env=self._open, action=text: env.step(action))
+            result = self._check(partial(checked_step, answer, self.setup.component_names))
+            self._pay(result.components)
+            self.metrics = result.metrics
+            if result.terminated or result.truncated:
+                self.messages.append({"role": "user", "content": result.observation})
+                return self.record(StopReason.TERMINATED if result.terminated else StopReason.TRUNCATED)
+            if len(self.turns) >= self.setup.max_turns:
+                return await self._cut(StopReason.MAX_TURNS)
+            new: list[Message] = [{"role": "user", "content": result.observation}]
+            prompt = self.chat.next_prompt(prompt, reply.token_ids, self.messages, new)
+            self.messages += new
+
+    def record(self, reason: StopReason, *, error: str | None = None) -> Rollout:
+        """What has been played so far."""
+        self.served_well = error is None
+        dense, sparse = self.totals
+        return Rollout(
+            rollout_id=self.spec.rollout_id,
+            group_id=self.spec.group_id,
+            env=self.setup.name,
+            task_id=str(self.spec.task.get("id", "")),
+            turns=tuple(self.turns),
+            messages=tuple(self.messages),
+            stop_reason=reason,
+            reward=sum(turn.reward for turn in self.turns),
+            reward_dense=dense,
+            reward_sparse=sparse,
+            metrics=self.metrics,
+            error=error,
+            timing={
+                "started": self.started,
+                "total_s": time.perf_counter() - self.clock,
+                "engine_s": self.engine_s,
+                "env_s": self.env_s,
+            },
+            attempt=self.spec.attempt,
+        )
+
+    def release(self) -> None:
+        """Part from the environment: one that served well is used again, others are closed on their own time."""
+        env, self.env = self.env, None
+        if env is None or (self.served_well and self.setup.give_back(env)):
+            return
+        if type(env).close is not TextEnv.close:
+            self.player.threads.submit(partial(self._alone, env.close), timeout_s=CLOSE_TIMEOUT_S)
+
+    async def _cut(self, reason: StopReason) -> Rollout:
+        """End an episode from outside: the environment still says what is owed for what is there."""
+        owed = await self._call("finish", lambda env=self._open: env.finish(str(reason)))
+        components = self._check(partial(checked_numbers, owed, "finish()", self.setup.component_names))
+        if not self.turns:
+            raise EnvFailure(f"the first prompt alone fills seq_len = {self.player.seq_len}; raise seq_len or shorten the task")
+        self._pay(components)
+        return self.record(reason)
+
+    def _add_turn(self, prompt: Sequence[int], reply: Completion) -> None:
+        self.turns.append(Turn(prompt, reply.token_ids, reply.logprobs, reply.spans, reply.finish_reason, {}, 0.0))
+
+    def _pay(self, components: Mapping[str, float]) -> None:
+        """Credit components to the last turn."""
+        if not components:
+            return
+        reward, dense, sparse = self.setup.totals(components)
+        turn = self.turns[-1]
+        summed = {**turn.components}
+        for name, value in components.items():
+            summed[name] = summed.get(name, 0.0) + value
+        self.turns[-1] = replace(turn, components=summed, reward=turn.reward + reward)
+        self.totals = [self.totals[0] + dense, self.totals[1] + sparse]
+
+    def _alone(self, function: Callable[[], object]) -> object:
+        with self._entered:
+            return function()
+
+    def _reset(self) -> object:
+        self.env = self.setup.take()
+        return self.env.reset(seed=self.spec.env_seed, options={"task": self.spec.task})
+
+    @property
+    def _open(self) -> TextEnv:
+        assert self.env is not None, "step before reset"
+        return self.env
+
+    async def _call(self, what: str, function: Callable[[], object]) -> object:
+        """One environment call on a thread. Raises EnvFailure."""
+        before = time.perf_counter()
+        try:
+            return await self.player.threads.call(partial(self._alone, function), timeout_s=self.setup.config.timeout_s)
+        except EnvTimeout as error:
+            self.env = None  # its thread may still be inside
+            limit = f"orchestrator.env.timeout_s = {self.setup.config.timeout_s:g}"
+            raise EnvFailure(f"{what} of {self.setup.name} hung, turn {len(self.turns)}: {error} ({limit})") from error
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{where.filename}:{where.lineno}"
+            words = f"{type(error).__name__}: {error}"
+            raise EnvFailure(f"{what} of {self.setup.name} raised, turn {len(self.turns)}: {words} ({place})") from error
+        finally:
+            self.env_s += time.perf_counter() - before
+
+    def _check(self, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except EnvNonsense as error:
+            raise EnvFailure(f"{self.setup.name}, turn {len(self.turns)}: {error}") from error
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^63) that depends on every part, and on nothing else."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1

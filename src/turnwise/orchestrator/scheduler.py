@@ -1,0 +1,175 @@
+"""Keeps rollouts going: groups in order, at most `max_inflight` rollouts, bounded retries, and no more groups than allowed."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from turnwise.config import OrchestratorConfig
+from turnwise.orchestrator.buffer import GroupTask, TaskBuffer
+from turnwise.orchestrator.filters import FinishedGroup
+from turnwise.orchestrator.rollout import RolloutSpec, derive_seed
+from turnwise.orchestrator.types import Rollout, StopReason
+from turnwise.transport import Progress
+
+Play = Callable[[RolloutSpec], Awaitable[Rollout]]
+
+ERROR_WINDOW_BATCHES = 4  # batches' worth of attempts over which the share of errors is taken
+FEWEST_ATTEMPTS = 8  # before the share of errors is judged
+REASONS_SHOWN = 3
+
+
+class TooManyErrors(Exception):
+    """Most rollouts end with an error; the text holds the reasons."""
+
+
+@dataclass
+class OpenGroup:
+    """A group in progress."""
+
+    id: int
+    task: GroupTask
+    rollouts: list[Rollout | None]
+    failed: list[Rollout] = field(default_factory=list[Rollout])
+    oldest_version: int | None = None  # served when its first rollout began
+    tasks: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
+    broken_off: bool = False
+
+
+class Scheduler:
+    """Issues groups and collects them when all their rollouts are done.
+
+    `capacity` is how many groups may be open: in progress, or finished and not yet taken. Whoever assembles batches sets it
+    so that no group begins whose samples would be too old when their batch is trained on.
+    """
+
+    def __init__(
+        self,
+        config: OrchestratorConfig,
+        buffer: TaskBuffer,
+        play: Play,
+        spawn: asyncio.TaskGroup,
+        *,
+        seed: int,
+        version: Callable[[], int],
+    ) -> None:
+        self.config, self.buffer, self.play, self.seed = config, buffer, play, seed
+        self.capacity = 0
+        self.max_inflight = config.max_inflight or config.batch_size * (config.max_staleness + 1)
+        self.inflight = 0
+        self.finished: asyncio.Queue[FinishedGroup] = asyncio.Queue()
+        self.open: dict[int, OpenGroup] = {}
+        self.next_group = 0
+        self._again: deque[int] = deque()  # groups of an interrupted run, issued first
+        self._waiting: deque[tuple[OpenGroup, int]] = deque()
+        self._closed = False
+        self._spawn, self._version = spawn, version
+        window = ERROR_WINDOW_BATCHES * config.batch_size
+        self._outcomes: deque[str | None] = deque(maxlen=window)  # error text, or None, of recent attempts
+
+    def restore(self, progress: Progress) -> None:
+        self.next_group = progress.next_group
+        self._again = deque(sorted(progress.pending))
+
+    @property
+    def pending(self) -> list[int]:
+        """Groups issued whose fate is not settled, and groups of the interrupted run that wait to be issued again."""
+        return sorted([*self.open, *self._again])
+
+    def set_capacity(self, groups: int) -> None:
+        self.capacity = groups
+        self.pump()
+
+    def settle(self, group: FinishedGroup) -> None:
+        """The group is in a batch or dropped: its place is free."""
+        del self.open[group.id]
+
+    def pump(self) -> None:
+        """Start rollouts while there is room, oldest groups first."""
+        while not self._closed and self.inflight < self.max_inflight:
+            if not self._waiting and not self._issue():
+                return
+            group, index = self._waiting.popleft()
+            if group.oldest_version is None:
+                group.oldest_version = self._version()
+            self.inflight += 1
+            task = self._spawn.create_task(self._run(group, index))
+            group.tasks.add(task)
+            task.add_done_callback(lambda done, group=group: self._ended(group, done))
+
+    def drop_older_than(self, version: int) -> list[FinishedGroup]:
+        """Break off groups in progress that began with a policy older than `version`: nobody could train on them any more."""
+        stale = [g for g in self.open.values() if g.tasks and g.oldest_version is not None and g.oldest_version < version]
+        for group in stale:
+            group.broken_off = True
+            for task in list(group.tasks):
+                task.cancel()
+            self._waiting = deque(job for job in self._waiting if job[0] is not group)
+        return [_finish(group) for group in stale]
+
+    def close(self) -> None:
+        """Begin nothing more and break off what is in progress."""
+        self._closed = True
+        for group in self.open.values():
+            for task in group.tasks:
+                task.cancel()
+
+    def _issue(self) -> bool:
+        """Open the next group if allowed."""
+        if len(self.open) >= self.capacity:
+            return False
+        number = self._again.popleft() if self._again else self.next_group
+        self.next_group = max(self.next_group, number + 1)
+        group = OpenGroup(number, self.buffer.draw(number), [None] * self.config.rollouts_per_example)
+        self.open[number] = group
+        self._waiting.extend((group, index) for index in range(len(group.rollouts)))
+        return True
+
+    async def _run(self, group: OpenGroup, index: int) -> None:
+        for attempt in range(self.config.max_error_retries + 1):
+            rollout = await self.play(self._spec(group, index, attempt))
+            self._note(rollout)
+            if rollout.ok or rollout.stop_reason is StopReason.STRAGGLER or attempt == self.config.max_error_retries:
+                group.rollouts[index] = rollout
+                break
+            group.failed.append(rollout)
+        if all(rollout is not None for rollout in group.rollouts):
+            self.finished.put_nowait(_finish(group))
+
+    def _ended(self, group: OpenGroup, task: "asyncio.Task[None]") -> None:
+        self.inflight -= 1
+        group.tasks.discard(task)
+        failed = task.cancelled() or task.exception() is not None
+        if failed and not group.broken_off:
+            self._closed = True  # the run ends
+        self.pump()
+
+    def _spec(self, group: OpenGroup, index: int, attempt: int) -> RolloutSpec:
+        return RolloutSpec(
+            rollout_id=f"g{group.id}-{index}",
+            group_id=group.id,
+            env=group.task.env,
+            task=group.task.task,
+            env_seed=group.task.env_seed,
+            sampling_seed=derive_seed(self.seed, "rollout", group.id, index, attempt),
+            attempt=attempt,
+        )
+
+    def _note(self, rollout: Rollout) -> None:
+        """Remember how an attempt ended; raises TooManyErrors when most do so badly."""
+        self._outcomes.append(rollout.error)
+        errors = [error for error in self._outcomes if error is not None]
+        share = len(errors) / len(self._outcomes)
+        enough = len(self._outcomes) >= max(FEWEST_ATTEMPTS, self.config.batch_size)
+        if rollout.ok or not enough or share <= self.config.max_error_share:
+            return
+        reasons = list(dict.fromkeys(reversed(errors)))[:REASONS_SHOWN]
+        raise TooManyErrors(
+            f"{len(errors)} of the last {len(self._outcomes)} rollouts ended with an error, more than "
+            f"orchestrator.max_error_share = {self.config.max_error_share:g} allows. Reasons: " + " | ".join(reasons)
+        )
+
+
+def _finish(group: OpenGroup) -> FinishedGroup:
+    done = tuple(rollout for rollout in group.rollouts if rollout is not None)
+    return FinishedGroup(group.id, group.task, done, tuple(group.failed))

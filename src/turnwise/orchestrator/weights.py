@@ -1,0 +1,152 @@
+"""Which policy version is served: loading, proof, acknowledgement, and unloading after the last request."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+
+from turnwise.inference.client import Completion, InferenceClient
+from turnwise.inference.errors import EngineError, EngineUnavailable
+from turnwise.transport import Served, WeightsReady, WeightsStore
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0  # at the end of a run, for an engine that may be gone already
+
+Generate = Callable[[Sequence[int], int, int], Awaitable[Completion]]
+
+
+class WrongWeights(Exception):
+    """An engine does not hold the weights that the trainer published."""
+
+
+class Policy:
+    """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place."""
+
+    def __init__(self, client: InferenceClient, store: WeightsStore, *, stop_ids: Sequence[int]) -> None:
+        self.client, self.store, self.stop_ids = client, store, list(stop_ids)
+        self.version = -1  # newest served; -1 before the first
+        self.kind = "lora"
+        self.swap_s = 0.0  # seconds of the newest swap
+        self._leases: Counter[int] = Counter()  # requests in flight and pins, by version
+        self._loaded: set[int] = set()
+        self._pins = 0
+        self._unpinned = asyncio.Event()  # full weights may be replaced
+        self._unpinned.set()
+        self.sampled_tokens = 0  # over the life of the run
+        self._unloads: set[asyncio.Task[None]] = set()
+
+    async def swap(self, ready: WeightsReady) -> None:
+        """Serve a version for new requests, after its digest was proven on every engine, and acknowledge it.
+
+        Raises:
+            WrongWeights: an engine holds other tensors than the trainer published.
+            EngineError, EngineUnavailable: an engine refused or did not answer.
+        """
+        started = time.perf_counter()
+        self.kind = ready.kind
+        if ready.kind == "lora":
+            await self._load_adapter(ready)
+        else:
+            await self._reload(ready)
+        before, self.version = self.version, ready.version
+        self.store.acknowledge(Served(ready.version))
+        self.swap_s = time.perf_counter() - started
+        self._release_idle(before)
+
+    def generator(self, *, temperature: float, affinity: str, version: int | None = None) -> Generate:
+        """A function that samples replies from the newest version at each request, or from the pinned `version`."""
+
+        async def generate(prompt_ids: Sequence[int], max_tokens: int, seed: int) -> Completion:
+            wanted = self.version if version is None else version
+            with self._lease(wanted):
+                reply = await self.client.generate(
+                    prompt_ids,
+                    version=wanted if self.kind == "lora" else None,
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                    stop_token_ids=self.stop_ids,
+                    affinity=affinity,
+                )
+            self.sampled_tokens += len(reply.token_ids)
+            return reply
+
+        return generate
+
+    @contextmanager
+    def pinned(self, version: int) -> Generator[None]:
+        """Keep a version served as it is; full weights are not swapped meanwhile."""
+        with self._lease(version):
+            self._pins += 1
+            self._unpinned.clear()
+            try:
+                yield
+            finally:
+                self._pins -= 1
+                if not self._pins:
+                    self._unpinned.set()
+
+    async def close(self) -> None:
+        """Wait for adapters that are being unloaded."""
+        if self._unloads:
+            await asyncio.wait(self._unloads, timeout=CLOSE_TIMEOUT_S)
+
+    @property
+    def requests(self) -> int:
+        """Requests in flight."""
+        return sum(self._leases.values()) - self._pins
+
+    async def _load_adapter(self, ready: WeightsReady) -> None:
+        await self.client.load_adapter(ready.version, ready.path)
+        self._loaded.add(ready.version)
+        self._prove(ready, await self.client.digest(ready.version))
+
+    async def _reload(self, ready: WeightsReady) -> None:
+        await self._unpinned.wait()
+        await self.client.pause()
+        try:
+            await self.client.reload_weights(ready.path)
+            digests = await self.client.digest(None)
+            self.client.set_served(ready.version)
+        finally:
+            await self.client.resume()
+        self._prove(ready, digests)
+
+    def _prove(self, ready: WeightsReady, digests: Sequence[str]) -> None:
+        for engine, digest in enumerate(digests):
+            if digest != ready.sha256:
+                raise WrongWeights(
+                    f"version {ready.version}: engine {engine} holds tensors with the digest {digest[:16]}..., the trainer "
+                    f"published {ready.sha256[:16]}... in {ready.path}; rollouts would come from another policy"
+                )
+        if not digests:
+            raise WrongWeights(f"version {ready.version}: no engine said which tensors it holds")
+
+    @contextmanager
+    def _lease(self, version: int) -> Generator[None]:
+        self._leases[version] += 1
+        try:
+            yield
+        finally:
+            self._leases[version] -= 1
+            self._release_idle(version)
+
+    def _release_idle(self, version: int) -> None:
+        """Unload an adapter that is not the newest, once its last request is done."""
+        if self._leases[version] > 0:
+            return
+        del self._leases[version]
+        if version in self._loaded and version < self.version:
+            self._loaded.discard(version)
+            task = asyncio.get_running_loop().create_task(self._unload(version))
+            self._unloads.add(task)
+            task.add_done_callback(self._unloads.discard)
+
+    async def _unload(self, version: int) -> None:
+        try:
+            await self.client.unload_adapter(version)
+        except (EngineError, EngineUnavailable) as error:  # costs memory, not correctness; a dead engine shows elsewhere
+            logger.warning("adapter v%d could not be unloaded: %s", version, error)

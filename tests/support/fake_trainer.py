@@ -1,0 +1,55 @@
+"""A trainer without a model: publishes real adapter folders and answers each batch with the next version."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from turnwise.transport import Batch, BatchLog, RunDir, WeightsReady, WeightsStore, tensor_digest
+
+NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def adapter(version: int) -> dict[str, torch.Tensor]:
+    return {NAME: torch.full((2, 4), float(version))}
+
+
+def publish(store: WeightsStore, version: int, metrics: dict[str, float] | None = None) -> None:
+    """Announce an adapter whose values are its version."""
+    tensors = adapter(version)
+
+    def fill(folder: Path) -> None:
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text("{}")
+
+    ready = WeightsReady(version, "lora", str(store.path(version)), tensor_digest(tensors), metrics or {})
+    store.publish(ready, fill)
+
+
+@dataclass
+class FakeTrainer:
+    """Consumes batches in order; each takes `step_s` seconds."""
+
+    run_dir: RunDir
+    max_steps: int
+    step_s: float = 0.0
+    first: int = 0
+    stop_after: int | None = None  # dies silently after this version
+    batches: list[Batch] = field(default_factory=list)
+    consumed_at: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        store, log = WeightsStore(self.run_dir.weights), BatchLog(self.run_dir.batches)
+        publish(store, self.first)
+        for step in range(self.first + 1, self.max_steps + 1):
+            if self.stop_after is not None and step > self.stop_after:
+                return
+            while not log.path(step).exists():
+                await asyncio.sleep(0.01)
+            self.batches.append(log.read(step))
+            self.consumed_at.append(time.monotonic())
+            await asyncio.sleep(self.step_s)
+            publish(store, step, {"actor/loss": 0.5 / step, "timing/train_s": self.step_s})
