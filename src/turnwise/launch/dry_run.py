@@ -5,6 +5,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from turnwise.config import ConfigError, EnvConfig, RLConfig
+from turnwise.inference.launcher import check_engine
 from turnwise.launch.arithmetic import Arithmetic, count_tasks, training_arithmetic
 from turnwise.launch.describe import arithmetic_lines, missing_gpus, plan_json, print_memory, print_plan
 from turnwise.launch.memory import ModelShape, estimate, find_shape
@@ -41,7 +42,7 @@ def dry_run(config: RLConfig, *, as_json: bool = False, console: Console | None 
         print_memory(console, estimates, shape)
     else:
         console.print(f"Memory: not estimated, since {unknown_shape}", highlight=False, markup=False, soft_wrap=True)
-    for line in missing_gpus(filled):
+    for line in [*missing_gpus(filled), *_missing_engine(filled)]:
         console.print(line, style="bold red", highlight=False, markup=False)
 
 
@@ -53,6 +54,14 @@ def _arithmetic(config: RLConfig, count: CountTasks) -> tuple[Arithmetic | None,
         if config.max_steps is None:
             raise
         return None, f"unknown number of training tasks: {error}"
+
+
+def _missing_engine(config: RLConfig) -> list[str]:
+    try:
+        check_engine(config)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _shape(model: str) -> tuple[ModelShape | None, str]:

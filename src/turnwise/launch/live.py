@@ -57,8 +57,9 @@ class LineView:
 
     def _phase_to_tell(self, children: Sequence[Child]) -> str:
         """The phase; once steps come in, only evaluations: the phases within a step would drown its line."""
-        phase = str(self.watch.progress.status.get("phase", "")) or phase_text(self.watch.progress, children)
-        return phase if self.watch.progress.step == 0 or phase == "evaluating" else self._phase
+        waiting = "".join(child.name for child in children if not child.healthy)
+        phase = str(self.watch.progress.status.get("phase", "")) + waiting
+        return phase if self.watch.progress.step == 0 or phase.startswith("evaluating") else self._phase
 
 
 class TerminalView:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from turnwise.config import ConfigError, RLConfig
 from turnwise.config.command import Request, check
+from turnwise.inference.launcher import check_engine
 from turnwise.launch import resume
 from turnwise.launch.describe import arithmetic_lines, missing_gpus
 from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
@@ -49,6 +50,7 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
         resolved = resolve(config, say)
         if missing := missing_gpus(resolved.config):
             raise ConfigError("\n".join(missing))
+        check_engine(resolved.config)
         step = _take_up(resolved.config, say) if options.resume else _begin(resolved.config, options, say)
         if step is not None and _is_complete(resolved.config, step):
             say(f"This run is complete: step {step} of {resolved.config.max_steps}. Give a larger --max-steps to go on.")
