@@ -78,7 +78,7 @@ def lora_rank_limit(rank: int) -> int:
 def _embedded(config: RLConfig, config_path: Path, port: int, replicas: int) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "turnwise.inference.embedded", "--config", str(config_path), "--port", str(port)]
     threads = config.inference.embedded.threads or max(1, (os.cpu_count() or 1) // replicas)
-    return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads)}
+    return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="port to listen on")
     parser.add_argument("--host", help="address to listen on; inference.host of the configuration when unset")
     arguments = parser.parse_args()
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch loads its OpenMP runtime, which is still to come
+    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)  # read when torch loads its OpenMP runtime, which is still to come
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load_config(arguments.config)
     asyncio.run(serve(config, arguments.host or config.inference.host, arguments.port))
