@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnwise import __version__
@@ -68,8 +70,14 @@ def _dispatch(rest: Sequence[str], chosen: set[str]) -> int:
         return _dry_run(request, as_json="--json" in chosen)
     from turnwise.launch.run import Options, run
 
-    command = shlex.join(["rl", *rest])
+    command = shlex.join([_name(), *rest])
     return run(request, Options("--resume" in chosen, "--clean" in chosen, "--plain" in chosen, command))
+
+
+def _name() -> str:
+    """How this command was called: `rl` where that is found on the path, its path elsewhere."""
+    found = shutil.which("rl")
+    return "rl" if found and Path(found).resolve() == Path(sys.argv[0]).resolve() else sys.argv[0]
 
 
 def _dry_run(request: "Request", *, as_json: bool) -> int:

@@ -51,10 +51,11 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
         if missing := missing_gpus(resolved.config):
             raise ConfigError("\n".join(missing))
         check_engine(resolved.config)
-        step = _take_up(resolved.config, say) if options.resume else _begin(resolved.config, options, say)
+        step = resume.latest_checkpoint(root, say) if options.resume else None
         if step is not None and _is_complete(resolved.config, step):
             say(f"This run is complete: step {step} of {resolved.config.max_steps}. Give a larger --max-steps to go on.")
             return ExitCode.DONE
+        _make_room(resolved.config, options, step, say)
         write_resolved(resolved.config, root / "config.toml")
         return _supervise(resolved, options, step, lock, say)
 
@@ -64,17 +65,15 @@ def output_root(request: Request) -> Path:
     return Path(str(request.tables.get("output_dir", RLConfig().output_dir))).expanduser().resolve()
 
 
-def _begin(config: RLConfig, options: Options, say: Say) -> None:
-    if options.clean and holds_run(config.output_dir):
-        removed = clean(config.output_dir, config.trajectories_dir)
-        say(f"Deleted the run in {config.output_dir} ({', '.join(sorted({path.name for path in removed}))})")
-
-
-def _take_up(config: RLConfig, say: Say) -> int:
-    step = resume.latest_checkpoint(config.output_dir, say)
-    resume.rewind(config.output_dir, config.trajectories_dir or config.output_dir / "trajectories", step)
-    say(f"Resuming after step {step}")
-    return step
+def _make_room(config: RLConfig, options: Options, step: int | None, say: Say) -> None:
+    """Forget what the new processes will write again: everything, or what came after the checkpoint."""
+    root, trajectories = config.output_dir, config.trajectories_dir or config.output_dir / "trajectories"
+    if step is not None:
+        resume.rewind(root, trajectories, step)
+        say(f"Resuming after step {step}")
+    elif options.clean and holds_run(root):
+        removed = clean(root, trajectories)
+        say(f"Deleted the run in {root} ({', '.join(sorted({path.name for path in removed}))})")
 
 
 def _is_complete(config: RLConfig, step: int) -> bool:
