@@ -39,6 +39,7 @@ class Wordle(TextEnv):
         max_turns: int = 6,
         style: str = "plain",
         history: Literal["all", "last"] = "all",
+        shortlist: int | None = None,
         system_prompt: str | None = None,
         templates: Mapping[str, str] | None = None,
     ) -> None:
@@ -54,6 +55,8 @@ class Wordle(TextEnv):
             max_turns: guesses of a game; an invalid one counts.
             style: name of a set of prompts, see `prompts.STYLES`.
             history: show the masks of all guesses after each guess, or of the last one only.
+            shortlist: words among which the answer is, drawn anew for each game from the answer's own split and named in the
+                prompt, for small models; the rules stay as they are. Needs a style that shows it, such as "shortlist".
             system_prompt: text in place of the style's; `{length}` and `{max_turns}` are filled in.
             templates: texts in place of single templates of the style, by name.
 
@@ -73,6 +76,8 @@ class Wordle(TextEnv):
         self.splits = split_tasks(pool, held_out, num_train, num_validation, seed)
         self.allowed = allowed_words(read_words(allowed, key="allowed", default="allowed.txt"), pool + (held_out or ()))
         self.style = make_style(style, system_prompt=system_prompt, templates=templates)
+        self.shortlist_size = self._checked_shortlist(shortlist)
+        self.shortlist: tuple[str, ...] = ()
         self.answer_word = ""
         self.played: list[tuple[str, str]] = []  # (guess, mask) of the valid guesses
         self.tally = Tally()
@@ -88,6 +93,7 @@ class Wordle(TextEnv):
         if len(answer) != self.length or not (answer.isascii() and answer.isalpha()):
             raise ValueError(f"Wordle task {dict(task)!r}: 'answer' must be a word of {self.length} letters")
         self.answer_word, self.played, self.tally = answer, [], Tally()
+        self.shortlist = self._draw_shortlist(answer)
         return self._board().fill(self.style.opening, self.style)
 
     def step(self, action: str) -> Step:
@@ -103,6 +109,26 @@ class Wordle(TextEnv):
 
     def episode_metrics(self) -> dict[str, float]:
         return self.tally.metrics(won=bool(self.played) and self.played[-1][0] == self.answer_word)
+
+    def _checked_shortlist(self, shortlist: int | None) -> int:
+        if (shortlist is not None) != self.style.names_shortlist:
+            raise ValueError(
+                f"args.shortlist = {shortlist} does not fit the style: give both a number of words and templates that show "
+                'them by {candidates} or {shortlist}, such as style = "shortlist", or neither'
+            )
+        fewest = min(len(rows) for rows in self.splits.values() if rows)
+        if shortlist is not None and not 2 <= shortlist <= fewest:
+            raise ValueError(f"args.shortlist = {shortlist} must be from 2 to {fewest}, the words of the smallest split")
+        return shortlist or 0
+
+    def _draw_shortlist(self, answer: str) -> tuple[str, ...]:
+        if not self.shortlist_size:
+            return ()
+        split = next((rows for rows in self.splits.values() if any(row["answer"] == answer for row in rows)), ())
+        others = [row["answer"] for row in (split or self.splits["train"]) if row["answer"] != answer]
+        drawn = self.np_random.choice(len(others), size=self.shortlist_size - 1, replace=False)
+        words = [answer, *(others[int(index)] for index in drawn)]
+        return tuple(words[int(index)] for index in self.np_random.permutation(len(words)))
 
     def _play(self, guess: Guess) -> dict[str, float]:
         """Score a guess and, where it is a word that may be played, put it on the board."""
@@ -136,4 +162,6 @@ class Wordle(TextEnv):
         return Knowledge.of(self.played, self.length)
 
     def _board(self) -> Board:
-        return Board(self.length, self.turn, self.max_turns, self.answer_word, tuple(self.played), self._knowledge())
+        return Board(
+            self.length, self.turn, self.max_turns, self.answer_word, tuple(self.played), self._knowledge(), self.shortlist
+        )

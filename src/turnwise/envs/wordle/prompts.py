@@ -5,7 +5,8 @@ No template holds an example word: a small policy soon answers nothing else.
 Placeholders: `{length}`, `{turn}` (the guess now asked for), `{max_turns}`, `{left}` (guesses left), `{guess}`, `{GUESS}`,
 `{mask}`, `{pattern}` (known letters, `_` elsewhere), `{present}` (letters that occur, their places unknown), `{absent}`
 (letters that do not occur), `{tried}` (guesses played), `{answer}` (for `won` and `lost`). `{guess_spaced}`,
-`{GUESS_spaced}`, `{mask_spaced}` and `{pattern_spaced}` have spaces between their characters. An empty list reads `none`.
+`{GUESS_spaced}`, `{mask_spaced}` and `{pattern_spaced}` have spaces between their characters. `{shortlist}` names the words
+of the shortlist, `{candidates}` those of them that the marks so far have not ruled out. An empty list reads `none`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 
 from turnwise.envs.suggest import did_you_mean
 from turnwise.envs.wordle.parse import ReplyForm
-from turnwise.envs.wordle.rules import GREEN, GREY, YELLOW, Knowledge
+from turnwise.envs.wordle.rules import GREEN, GREY, YELLOW, Knowledge, fits
 
 RULES = (
     "You play Wordle: find a hidden English word of {length} letters in {max_turns} guesses. "
@@ -59,6 +60,11 @@ class PromptStyle:
     reply: ReplyForm = "word"
     """The form of reply that the system prompt asks for and the component `format` rewards: `word` or `tag`."""
 
+    @property
+    def names_shortlist(self) -> bool:
+        """Whether the policy is shown a shortlist."""
+        return any(name in text for text in (self.opening, self.ask) for name in ("{shortlist}", "{candidates}"))
+
 
 STYLES: dict[str, PromptStyle] = {
     "plain": PromptStyle(),
@@ -67,6 +73,13 @@ STYLES: dict[str, PromptStyle] = {
         summary="Known: {pattern_spaced} Elsewhere: {present} Not in it: {absent}",
     ),
     "capitals": PromptStyle(scored="{GUESS} -> {mask}"),
+    "shortlist": PromptStyle(
+        system="You play Wordle. Reply with one {length}-letter word and nothing else.",
+        opening="Guess the hidden word. It is one of: {candidates}.",
+        scored="{guess}: {mask}",
+        summary="",
+        ask="It is one of: {candidates}. Guess again.",
+    ),
     "tagged": PromptStyle(
         system=RULES + "Think first, then end your reply with your word between <guess> and </guess>.", reply="tag"
     ),
@@ -108,6 +121,12 @@ class Board:
     answer: str
     history: tuple[tuple[str, str], ...]  # (guess, mask) of the guesses played
     knowledge: Knowledge
+    shortlist: tuple[str, ...] = ()
+
+    @property
+    def candidates(self) -> list[str]:
+        """Words of the shortlist that can still be the answer."""
+        return [word for word in self.shortlist if fits(word, self.history)]
 
     def fill(self, template: str, style: PromptStyle, *, guess: str = "", mask: str = "") -> str:
         """The template with its placeholders filled in."""
@@ -121,6 +140,8 @@ class Board:
             present=" ".join(sorted(letter for letter, count in unplaced.items() for _ in range(count))) or "none",
             absent=" ".join(sorted(self.knowledge.dead)) or "none",
             tried=" ".join(word for word, _ in self.history) or "none",
+            shortlist=", ".join(self.shortlist) or "none",
+            candidates=", ".join(self.candidates) or "none",
             length=self.length,
             turn=self.turn + 1,
             max_turns=self.max_turns,

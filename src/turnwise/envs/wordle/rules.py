@@ -29,6 +29,11 @@ def feedback(guess: str, answer: str) -> str:
     return "".join(mask)
 
 
+def fits(word: str, history: Iterable[tuple[str, str]]) -> bool:
+    """Whether `word` can still be the answer after these (guess, mask) pairs."""
+    return all(feedback(guess, word) == mask for guess, mask in history)
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """What a list of guesses with their masks proves about the answer."""
