@@ -1,0 +1,95 @@
+"""Rules between tables: each with the fault planted, and with a configuration that keeps it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turnwise.config import RLConfig
+from turnwise.config.files import merge
+from turnwise.config.rules import broken_rules
+
+SOUND = {"max_steps": 10, "orchestrator": {"env": [{"id": "wordle"}]}}
+
+
+def texts(changes: dict[str, Any]) -> list[str]:
+    return [problem.text for problem in broken_rules(RLConfig.model_validate(merge(SOUND, changes)))]
+
+
+def test_a_sound_configuration_breaks_no_rule():
+    assert texts({}) == []
+
+
+FAULTS = [
+    ({"max_steps": None}, "max_steps is not set; set max_steps, or epochs instead."),
+    ({"epochs": 2}, "max_steps = 10 and epochs = 2 are both set, and one follows from the other; remove one."),
+    ({"orchestrator": {"env": []}}, "orchestrator.env is empty"),
+    (
+        {"orchestrator": {"batch_size": 30}},
+        "orchestrator.batch_size = 30 is not a multiple of rollouts_per_example = 8; use 24 or 32.",
+    ),
+    ({"orchestrator": {"batch_size": 4}}, "orchestrator.batch_size = 4 is not a multiple of rollouts_per_example = 8; use 8."),
+    ({"gpus": {"inference": [0, 1], "trainer": [1, 2]}}, "gpus.inference = [0, 1] and gpus.trainer = [1, 2]: GPU 1 is in both"),
+    ({"gpus": {"containers": [3], "trainer": [3]}}, "gpus.trainer = [3] and gpus.containers = [3]: GPU 3 is in both"),
+    ({"gpus": {"trainer": [2, 2]}}, "gpus.trainer = [2, 2] names GPU 2 2 times; name it once."),
+    ({"gpus": {"trainer": [-1]}}, "GPU -1 cannot exist"),
+    (
+        {"gpus": {"inference": [0, 1, 2]}, "inference": {"engine": "vllm", "tp": 2}},
+        "inference.tp = 2 does not divide the 3 GPUs of gpus.inference = [0, 1, 2]",
+    ),
+    ({"gpus": {"inference": [0, 1]}, "inference": {"dp": 3}}, "inference.dp = 3 replicas of tp = 1 need 3 GPUs"),
+    ({"inference": {"tp": 2}}, 'inference.tp = 2 needs engine = "vllm"'),
+    ({"inference": {"port": 65535, "dp": 2}}, "inference.port = 65535 leaves no port for 2 replicas"),
+    ({"inference": {"max_loras": 2}}, "inference.max_loras = 2 is too few for orchestrator.max_staleness = 1"),
+    ({"orchestrator": {"sampling": {"max_tokens": 2048}}}, "orchestrator.sampling.max_tokens = 2048 leaves no room for a prompt"),
+    ({"trainer": {"micro_batch_tokens": 100}}, "trainer.micro_batch_tokens = 100 cannot hold one sample of seq_len = 2048"),
+    ({"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 3}}, "trainer.processes = 3, but gpus.trainer = [0, 1]"),
+    ({"trainer": {"loss": {"kind": "cispo"}}}, "trainer.loss.clip_high = 0.2 is the absolute bound of the ratio"),
+    ({"trainer": {"loss": {"kind": "cispo", "clip_high": 5.0, "dual_clip": 3.0}}}, "trainer.loss.dual_clip = 3 has no meaning"),
+    (
+        {"trainer": {"loss": {"importance_sampling": "truncate", "importance_cap": 0.5}}},
+        'trainer.loss.importance_cap = 0.5 with importance_sampling = "truncate"',
+    ),
+    ({"trainer": {"optim": {"warmup_steps": 10}}}, "trainer.optim.warmup_steps = 10 never ends within max_steps = 10"),
+    ({"stop": {"stop_on_success": True}}, "stop.stop_on_success = true needs a condition"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), FAULTS, ids=[words[:50] for _, words in FAULTS])
+def test_a_planted_fault_is_told_once_with_key_value_rule_and_remedy(changes: dict[str, Any], words: str):
+    found = texts(changes)
+    assert len(found) == 1
+    assert found[0].startswith(words) or words in found[0]
+
+
+KEPT = [
+    {"epochs": 2.5, "max_steps": None},
+    {"gpus": {"inference": [0, 1], "trainer": [2, 3], "containers": [4]}, "inference": {"engine": "vllm", "tp": 2, "dp": 1}},
+    {"inference": {"max_loras": 2}, "trainer": {"model": {"lora": None}}},
+    {"trainer": {"loss": {"kind": "cispo", "clip_high": 5.0}}},
+    {"stop": {"stop_on_success": True, "success_when": "running_mean(total_reward) > 1"}},
+    {"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 2}},
+]
+
+
+@pytest.mark.parametrize("changes", KEPT)
+def test_what_keeps_the_rules_passes(changes: dict[str, Any]):
+    assert texts(changes) == []
+
+
+@settings(deadline=None)
+@given(st.integers(2, 200), st.integers(2, 40))
+def test_the_batch_sizes_that_are_proposed_keep_the_rule(batch: int, group: int):
+    found = texts({"orchestrator": {"batch_size": batch, "rollouts_per_example": group}})
+    assert bool(found) == (batch % group != 0)
+    if found:
+        proposed = [int(word) for word in found[0].split("use ")[1].rstrip(".").split(" or ")]
+        assert all(size % group == 0 and size >= group and abs(size - batch) < group for size in proposed)
+
+
+@settings(deadline=None)
+@given(*[st.lists(st.integers(0, 7), unique=True, max_size=4) for _ in range(3)])
+def test_a_gpu_in_two_lists_is_always_found(inference: list[int], trainer: list[int], containers: list[int]):
+    found = texts({"gpus": {"inference": inference, "trainer": trainer, "containers": containers}})
+    assert len(found) == sum(sum(gpu in part for part in (inference, trainer, containers)) > 1 for gpu in range(8))
