@@ -37,6 +37,10 @@ class LeanAdapters:
     def digest(self, name: str) -> str:
         return tensor_digest(self._loaded[name].tensors)
 
+    def rank(self, name: str | None) -> int | None:
+        """Rank of an adapter; None for the base model."""
+        return None if name is None else self._loaded[name].rank
+
     def rebase(self, model: LeanModel) -> None:
         """Go on over other base weights of the same shapes."""
         self._projections = _projections(model)

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from turnwise.inference.embedded.adapters import LeanAdapters
+from turnwise.inference.embedded.attention import AloneAttention, MixedAttention, RowByRowAttention
+from turnwise.inference.embedded.invariance import invariant_row_counts
 from turnwise.inference.embedded.kv import KVRows, Prefix, PrefixCache
 from turnwise.inference.embedded.lean import LeanModel
 from turnwise.inference.embedded.loading import load_lean
 from turnwise.inference.embedded.sequence import Sequence
 from turnwise.transport import tensor_digest
 
-FIXED_ROWS = 16  # rows of one decoding computation in deterministic mode; fewer sequences are padded to it
 HEAD_CHUNK = 256  # positions whose logits are held at once for prompt_logprobs: 50 MB at 49k vocabulary
 
 
 class LeanDecoder:
     """See `Decoder`. In deterministic mode a row's result depends on its own tokens and adapter alone: prompts are computed
-    one by one from their first token, single tokens in computations of a fixed number of rows and one adapter."""
+    one by one from their first token, single tokens under one adapter at a time and in numbers of rows that are proven to
+    give a row the same bits whatever stands beside it."""
 
     def __init__(self, model: LeanModel, *, cache_bytes: int, deterministic: bool) -> None:
         self.model = model
@@ -32,8 +33,7 @@ class LeanDecoder:
         self._prefilled = 0  # the first so many rows have only single tokens to compute
         self._adapters = LeanAdapters(model)
         self._kv = self._new_kv()
-        if deterministic:
-            self._fixed_rows = FIXED_ROWS if _rows_are_independent(model) else 1
+        self._row_counts: dict[int | None, tuple[int, ...]] = {}  # by adapter rank, deterministic mode only
 
     @property
     def rows(self) -> Seq[Sequence]:
@@ -99,7 +99,7 @@ class LeanDecoder:
     def prompt_logprobs(self, ids: Seq[int], adapter: str | None) -> list[float]:
         tokens = torch.tensor(ids)
         lora = self._adapters.mix([adapter] * len(ids))
-        hidden = self.model.hidden(tokens, torch.arange(len(ids)), self._attend_alone, lora)
+        hidden = self.model.hidden(tokens, torch.arange(len(ids)), AloneAttention(self.model), lora)
         values: list[float] = []
         for start in range(0, len(ids) - 1, HEAD_CHUNK):
             targets = tokens[start + 1 : start + 1 + HEAD_CHUNK]
@@ -136,7 +136,7 @@ class LeanDecoder:
             names += [sequence.adapter] * len(new)
             ends.append(len(flat) - 1)
         where = torch.tensor(positions)
-        attend = _MixedAttention(self.model, self._kv.data, torch.tensor(rows), where, decoding)
+        attend = MixedAttention(self.model, self._kv.data, torch.tensor(rows), where, decoding)
         hidden = self.model.hidden(torch.tensor(flat), where, attend, self._adapters.mix(names))
         logits = self.model.logits(hidden if len(ends) == len(flat) else hidden[ends])
         return self._spread(leaders, followers, logits)
@@ -173,9 +173,11 @@ class LeanDecoder:
         for row in range(self._prefilled):
             by_adapter.setdefault(self._rows[row].adapter, []).append(row)
         for adapter, rows in by_adapter.items():
-            for start in range(0, len(rows), self._fixed_rows):
-                chunk = rows[start : start + self._fixed_rows]
-                logits[chunk] = self._tokens_fixed(chunk, adapter)
+            counts = self._invariant(adapter)
+            for start in range(0, len(rows), counts[-1]):
+                chunk = rows[start : start + counts[-1]]
+                padded = next(count for count in counts if count >= len(chunk))
+                logits[chunk] = self._tokens_fixed(chunk, adapter, padded)
         return logits
 
     def _prompt_fixed(self, row: int) -> Tensor:
@@ -188,120 +190,26 @@ class LeanDecoder:
             self.prefixes.hits += length
             return known.logits
         positions = torch.arange(length)
-        attend = _MixedAttention(self.model, self._kv.data, torch.full((length,), row), positions, 0)
+        attend = MixedAttention(self.model, self._kv.data, torch.full((length,), row), positions, 0)
         lora = self._adapters.mix([sequence.adapter] * length)
         hidden = self.model.hidden(torch.tensor(sequence.tokens), positions, attend, lora)
         logits = self.model.logits(hidden[-1:])[0]
         self._remember(sequence, row, length, logits)
         return logits
 
-    def _tokens_fixed(self, rows: list[int], adapter: str | None) -> Tensor:
-        """Logits [rows, vocabulary] of one new token each, in a computation of `_fixed_rows` rows."""
-        padding = self._fixed_rows - len(rows)
+    def _invariant(self, adapter: str | None) -> tuple[int, ...]:
+        """Row counts, ascending, at which decoding under this adapter gives a row the same bits; see `invariance`."""
+        rank = self._adapters.rank(adapter)
+        if rank not in self._row_counts:
+            self._row_counts[rank] = invariant_row_counts(self.model, lambda count: self._adapters.mix([adapter] * count))
+        return self._row_counts[rank]
+
+    def _tokens_fixed(self, rows: list[int], adapter: str | None, count: int) -> Tensor:
+        """Logits [rows, vocabulary] of one new token each, in a computation of `count` rows."""
+        padding = count - len(rows)
         sequences = [self._rows[row] for row in rows]
         ids = torch.tensor([s.tokens[-1] for s in sequences] + [0] * padding)
         positions = torch.tensor([len(s.tokens) - 1 for s in sequences] + [0] * padding)
-        attend = _RowByRowAttention(self.model, self._kv.data, rows, positions)
-        hidden = self.model.hidden(ids, positions, attend, self._adapters.mix([adapter] * self._fixed_rows))
+        attend = RowByRowAttention(self.model, self._kv.data, rows, positions)
+        hidden = self.model.hidden(ids, positions, attend, self._adapters.mix([adapter] * count))
         return self.model.logits(hidden)[: len(rows)]
-
-    def _attend_alone(self, layer: int, heads: Tensor) -> Tensor:
-        """Causal attention inside one sequence, without a cache."""
-        n, g = self.model.heads, self.model.kv_heads
-        q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in heads.split([n, g, g], dim=1))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n != g)
-        return out[0].transpose(0, 1).reshape(len(heads), -1)
-
-
-class _MixedAttention:
-    """Writes keys and values of all tokens; the first `decoding` tokens are rows 0.. with one token each."""
-
-    def __init__(self, model: LeanModel, data: Tensor, rows: Tensor, positions: Tensor, decoding: int) -> None:
-        self.n, self.g, self.d = model.heads, model.kv_heads, model.head_dim
-        self.data = data
-        self.decoding = decoding
-        self.slots = rows * data.shape[2] + positions
-        lengths = positions[:decoding] + 1
-        self.longest = int(lengths.max()) if decoding else 0
-        self.mask: Tensor | None = None
-        if decoding and int(lengths.min()) != self.longest:
-            beyond = torch.arange(self.longest)[None] >= lengths[:, None]
-            self.mask = torch.zeros(beyond.shape, dtype=data.dtype).masked_fill_(beyond, float("-inf"))[:, None, None]
-        self.prompts = _segments(rows[decoding:].tolist(), positions[decoding:].tolist(), decoding, data.dtype)
-
-    def __call__(self, layer: int, heads: Tensor) -> Tensor:
-        n, g, d, m = self.n, self.g, self.d, self.decoding
-        cache = self.data[layer]
-        cache.view(-1, cache.shape[-1]).index_copy_(0, self.slots, heads[:, n:].reshape(len(heads), -1))
-        out = torch.empty(len(heads), n * d, dtype=heads.dtype)
-        if m:
-            # the n / g query heads that share a key head stand where query positions usually do: no copies of keys
-            q = heads[:m, :n].reshape(m, g, n // g, d)
-            kv = cache[:m, : self.longest].view(m, self.longest, 2 * g, d).transpose(1, 2)
-            out[:m] = F.scaled_dot_product_attention(q, kv[:, :g], kv[:, g:], attn_mask=self.mask).reshape(m, n * d)
-        for row, start, count, length, mask in self.prompts:
-            q = heads[start : start + count, :n].transpose(0, 1).unsqueeze(0)
-            kv = cache[row, :length].view(length, 2 * g, d).transpose(0, 1).unsqueeze(0)
-            attended = F.scaled_dot_product_attention(
-                q, kv[:, :g], kv[:, g:], attn_mask=mask, is_causal=mask is None and count > 1, enable_gqa=n != g
-            )
-            out[start : start + count] = attended[0].transpose(0, 1).reshape(count, n * d)
-        return out
-
-
-class _RowByRowAttention:
-    """One token for each row, attended over exactly its own length; rows beyond `rows` are padding."""
-
-    def __init__(self, model: LeanModel, data: Tensor, rows: list[int], positions: Tensor) -> None:
-        self.n, self.g, self.d = model.heads, model.kv_heads, model.head_dim
-        self.data = data
-        self.rows = rows
-        self.lengths = [p + 1 for p in positions[: len(rows)].tolist()]
-        self.slots = torch.tensor(rows) * data.shape[2] + positions[: len(rows)]
-
-    def __call__(self, layer: int, heads: Tensor) -> Tensor:
-        n, g, d, m = self.n, self.g, self.d, len(self.rows)
-        cache = self.data[layer]
-        cache.view(-1, cache.shape[-1]).index_copy_(0, self.slots, heads[:m, n:].reshape(m, -1))
-        out = torch.zeros(len(heads), n * d, dtype=heads.dtype)
-        queries = heads[:m, :n].reshape(m, 1, g, n // g, d)
-        for i, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
-            kv = cache[row, :length].view(length, 2 * g, d).transpose(0, 1).unsqueeze(0)
-            out[i] = F.scaled_dot_product_attention(queries[i], kv[:, :g], kv[:, g:]).reshape(-1)
-        return out
-
-
-def _segments(
-    rows: list[int], positions: list[int], offset: int, dtype: torch.dtype
-) -> list[tuple[int, int, int, int, Tensor | None]]:
-    """(row, first token, tokens, length with what is cached, mask unless plain causal) of each prompt."""
-    segments: list[tuple[int, int, int, int, Tensor | None]] = []
-    start = 0
-    for i in range(1, len(rows) + 1):
-        if i < len(rows) and rows[i] == rows[start]:
-            continue
-        past, count = positions[start], i - start
-        mask = None
-        if past and count > 1:
-            later = torch.ones(count, past + count, dtype=torch.bool).triu_(past + 1)
-            mask = torch.zeros(later.shape, dtype=dtype).masked_fill_(later, float("-inf"))
-        segments.append((rows[start], offset + start, count, past + count, mask))
-        start = i
-    return segments
-
-
-def _rows_are_independent(model: LeanModel) -> bool:
-    """Whether a row of a fixed number of rows gets the same bits at every place and beside any others, on this machine."""
-    linears = [model.layers[0].qkv, model.layers[0].o, model.layers[0].gate_up, model.layers[0].down, model.head]
-    generator = torch.Generator().manual_seed(0)
-    for linear in linears:
-        inputs = linear.inputs
-        row = torch.randn(inputs, generator=generator).to(model.dtype)
-        results: list[Tensor] = []
-        for place in range(FIXED_ROWS):
-            x = torch.randn(FIXED_ROWS, inputs, generator=generator).to(model.dtype)
-            x[place] = row
-            results.append(linear(x)[place])
-        if not all(torch.equal(results[0], result) for result in results):
-            return False
-    return True
