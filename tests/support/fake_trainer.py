@@ -47,9 +47,15 @@ class FakeTrainer:
         for step in range(self.first + 1, self.max_steps + 1):
             if self.stop_after is not None and step > self.stop_after:
                 return
-            while not log.path(step).exists():
-                await asyncio.sleep(0.01)
+            await _appeared(log.path(step))
             self.batches.append(log.read(step))
             self.consumed_at.append(time.monotonic())
             await asyncio.sleep(self.step_s)
             publish(store, step, {"actor/loss": 0.5 / step, "timing/train_s": self.step_s})
+
+
+async def _appeared(path: Path) -> None:
+    while True:
+        if await asyncio.to_thread(path.exists):
+            return
+        await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@ import msgspec
 
 from turnwise.config import RLConfig, load_config
 from turnwise.inference.client import InferenceClient
+from turnwise.inference.launcher import engine_commands
 from turnwise.orchestrator.loop import Orchestrator
 from turnwise.orchestrator.record import say
 from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest
@@ -45,7 +46,8 @@ async def run(config: RLConfig, *, resume_step: int) -> StopRequest | None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     progress, next_batch = load_progress(RunDir(config.output_dir), resume_step)
     inference = config.inference
-    urls = [f"http://{inference.host}:{(inference.port or 0) + replica}" for replica in range(inference.dp or 1)]
+    engines = engine_commands(config, RunDir(config.output_dir).config, gpus=config.gpus.inference)
+    urls = [engine.url for engine in engines]
     client = InferenceClient(
         urls, model=config.model.name, request_timeout_s=inference.request_timeout_s, max_retries=inference.max_retries
     )
@@ -82,8 +84,11 @@ def _failed(config: RLConfig, error: BaseException) -> int:
     for cause in causes:
         say(f"the run cannot go on: {type(cause).__name__}: {cause}")
     control = Control(RunDir(config.output_dir).root)
-    if control.stop_request() is None:
-        control.request_stop("failed", f"orchestrator: {type(causes[0]).__name__}: {causes[0]}")
+    try:
+        if control.stop_request() is None:
+            control.request_stop("failed", f"orchestrator: {type(causes[0]).__name__}: {causes[0]}")
+    except OSError as trouble:  # the disk may be what failed
+        say(f"the other processes could not be told: {trouble}")
     return EXIT_FAILED
 
 

@@ -59,12 +59,12 @@ class TemplateChat:
         self.encoder = SafeEncoder(model.tokenizer)
         self._template = _compile(model.template)
         self.encoder.exact = self._encodes_like_the_tokenizer()
-        self._close = self._closing_ids()
+        self.append_only = self._appends(PROBES)
+        self.keeps_thoughts = self._appends(tuple(THOUGHT + reply for reply in PROBES))
+        self._close = self._closing_ids() if self.append_only else []
         self._stops = tuple(dict.fromkeys([*self._close[-1:], *model.eos_ids]))
         if not self._stops:
             raise ChatError(f"{model.folder}: neither eos_token nor an end token in the chat template; replies would never end")
-        self.append_only = self._appends(PROBES)
-        self.keeps_thoughts = self._appends(tuple(THOUGHT + reply for reply in PROBES))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -23,15 +23,23 @@ class WrongWeights(Exception):
 
 
 class Policy:
-    """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place."""
+    """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place.
 
-    def __init__(self, client: InferenceClient, store: WeightsStore, *, stop_ids: Sequence[int]) -> None:
-        self.client, self.store, self.stop_ids = client, store, list(stop_ids)
+    Args:
+        max_loaded: adapters that an engine may hold; a swap waits for the last request of an old one where all are in use.
+    """
+
+    def __init__(
+        self, client: InferenceClient, store: WeightsStore, *, stop_ids: Sequence[int], max_loaded: int | None = None
+    ) -> None:
+        self.client, self.store, self.stop_ids, self.max_loaded = client, store, list(stop_ids), max_loaded
         self.version = -1  # newest served; -1 before the first
         self.kind = "lora"
         self.swap_s = 0.0  # seconds of the newest swap
         self._leases: Counter[int] = Counter()  # requests in flight and pins, by version
         self._loaded: set[int] = set()
+        self._leaving: set[int] = set()  # being unloaded
+        self._freed = asyncio.Event()  # an adapter was unloaded
         self._pins = 0
         self._unpinned = asyncio.Event()  # full weights may be replaced
         self._unpinned.set()
@@ -100,6 +108,9 @@ class Policy:
         return sum(self._leases.values()) - self._pins
 
     async def _load_adapter(self, ready: WeightsReady) -> None:
+        while self.max_loaded is not None and len(self._loaded) >= self.max_loaded:
+            self._freed.clear()
+            await self._freed.wait()
         await self.client.load_adapter(ready.version, ready.path)
         self._loaded.add(ready.version)
         self._prove(ready, await self.client.digest(ready.version))
@@ -139,8 +150,8 @@ class Policy:
         if self._leases[version] > 0:
             return
         del self._leases[version]
-        if version in self._loaded and version < self.version:
-            self._loaded.discard(version)
+        if version in self._loaded and version < self.version and version not in self._leaving:
+            self._leaving.add(version)
             task = asyncio.get_running_loop().create_task(self._unload(version))
             self._unloads.add(task)
             task.add_done_callback(self._unloads.discard)
@@ -150,3 +161,6 @@ class Policy:
             await self.client.unload_adapter(version)
         except (EngineError, EngineUnavailable) as error:  # costs memory, not correctness; a dead engine shows elsewhere
             logger.warning("adapter v%d could not be unloaded: %s", version, error)
+        self._loaded.discard(version)
+        self._leaving.discard(version)
+        self._freed.set()
