@@ -33,6 +33,9 @@ class EnvConfig(Config):
     id: str
     """Registered name (`wordle`), or `package.module:Class`."""
 
+    name: str | None = None
+    """Name in metrics; the id's last part when unset."""
+
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment."""
 

@@ -21,7 +21,7 @@ class EnvNonsense(Exception):
 class EnvSetup:
     """One `[[orchestrator.env]]` table, made usable."""
 
-    name: str  # in metrics: the id, without its module, numbered where a run has it twice
+    name: str  # in metrics: the configured one, or the id without its module; numbered where a run has it twice
     config: EnvConfig
     tasks: Sequence[Mapping[str, Any]]
     system_prompt: str
@@ -100,7 +100,7 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
 def _names(configs: Sequence[EnvConfig]) -> list[str]:
     names: list[str] = []
     for config in configs:
-        base = config.id.rpartition(":")[2]
+        base = config.name or config.id.rpartition(":")[2]
         twins = sum(name == base or name.startswith(f"{base}-") for name in names)
         names.append(f"{base}-{twins + 1}" if twins else base)
     return names
@@ -110,7 +110,7 @@ def checked_reset(answer: object) -> str:
     """The observation of a `reset`. Raises EnvNonsense."""
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
         raise EnvNonsense(f"reset returned {_short(answer)}, not (text, info)")
-    return answer[0]
+    return clean_text(answer[0])
 
 
 def checked_step(answer: object, component_names: Collection[str]) -> StepResult:
@@ -127,12 +127,21 @@ def checked_step(answer: object, component_names: Collection[str]) -> StepResult
     if not isinstance(info, Mapping):
         raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
     return StepResult(
-        observation=observation,
+        observation=clean_text(observation),
         terminated=bool(terminated),
         truncated=bool(truncated),
         components=checked_numbers(info.get("reward_components", {}), "reward_components", component_names),
         metrics=checked_numbers(info.get("metrics", {}), "metrics"),
     )
+
+
+def clean_text(text: str) -> str:
+    """Text that can be encoded: lone surrogates, as from undecodable output of a program, become question marks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def checked_numbers(values: object, what: str, known: Collection[str] = ()) -> dict[str, float]:

@@ -19,7 +19,7 @@ def test_a_game_is_played_from_piped_lines() -> None:
     assert total == pytest.approx(2 * 0.4 / 6 + 0.5 / 6 + 0.4 + 2.12)
     for text in (
         "You play Wordle",
-        "Guess 1 of 6.",
+        "Try 1 of 6.",
         "> crane",
         "crane -> -G---",
         "Correct: frost.",

@@ -171,7 +171,7 @@ def test_a_constant_word_earns_less_than_varied_guesses() -> None:
 def test_a_guess_outside_the_list_gets_no_mask() -> None:
     env = frost()
     observation, *_ = env.step("froso")
-    assert observation == "froso is not a 5-letter word that I know.\nGuess 2 of 6."
+    assert observation == "froso is not a 5-letter word that I know.\nTry 2 of 6."
 
 
 def test_answers_may_be_guessed_even_when_the_allowed_list_lacks_them() -> None:

@@ -17,20 +17,20 @@ def read(replies: list[str], **args: object) -> list[str]:
 
 def test_observations_show_masks_and_what_is_known() -> None:
     assert read(["crane", "sloth", "", "zzzzz", "frost"]) == [
-        "Guess 1 of 6.",
-        "crane -> -G---\nKnown: _r___ Elsewhere: none Not in it: a c e n\nGuess 2 of 6.",
-        "crane -> -G---\nsloth -> Y-GY-\nKnown: _ro__ Elsewhere: s t Not in it: a c e h l n\nGuess 3 of 6.",
-        "I found no 5-letter word in your reply.\ncrane -> -G---\nsloth -> Y-GY-\n"
-        "Known: _ro__ Elsewhere: s t Not in it: a c e h l n\nGuess 4 of 6.",
+        "Try 1 of 6.",
+        "crane -> -G---\nKnown: _r___ Elsewhere: none Not in it: a c e n\nTry 2 of 6.",
+        "crane -> -G---\nsloth -> Y-GY-\nKnown: _ro__ Elsewhere: s t Not in it: a c e h l n\nTry 3 of 6.",
+        "Your answer has no 5-letter word.\ncrane -> -G---\nsloth -> Y-GY-\n"
+        "Known: _ro__ Elsewhere: s t Not in it: a c e h l n\nTry 4 of 6.",
         "zzzzz is not a 5-letter word that I know.\ncrane -> -G---\nsloth -> Y-GY-\n"
-        "Known: _ro__ Elsewhere: s t Not in it: a c e h l n\nGuess 5 of 6.",
+        "Known: _ro__ Elsewhere: s t Not in it: a c e h l n\nTry 5 of 6.",
         "Correct: frost.",
     ]
 
 
 def test_history_last_shows_only_the_new_mask() -> None:
     observations = read(["crane", "sloth", "zzzzz"], history="last")
-    assert observations[2] == "sloth -> Y-GY-\nKnown: _ro__ Elsewhere: s t Not in it: a c e h l n\nGuess 3 of 6."
+    assert observations[2] == "sloth -> Y-GY-\nKnown: _ro__ Elsewhere: s t Not in it: a c e h l n\nTry 3 of 6."
     assert observations[3].split("\n")[0] == "zzzzz is not a 5-letter word that I know."
     assert "->" not in observations[3]
 
@@ -43,14 +43,14 @@ CLOSED_STYLES = [name for name, style in STYLES.items() if not style.names_short
 
 
 @pytest.mark.parametrize("style", CLOSED_STYLES)
-def test_no_prompt_holds_an_example_word(style: str) -> None:
-    """A small policy would answer nothing else."""
+def test_no_prompt_holds_a_word_that_could_be_guessed(style: str) -> None:
+    """A small policy would answer nothing else, and be paid for it."""
     env = Wordle(style=style, templates={"scored": "{mask}", "summary": "{pattern}"})
     opening, _ = env.reset(seed=0)
-    shown = set(re.findall(r"\b[A-Za-z]{5}\b", f"{env.system_prompt} {opening}".lower()))
-    prose = {"place", "right", "guess", "marks", "reply", "think", "first", "your", "their", "other"}
-    assert shown & set(read_words(None, key="allowed", default="allowed.txt")) <= prose
-    assert env.task["answer"] not in shown
+    observations = [opening, *(env.step(reply)[0] for reply in ("<guess>crane</guess>", "", "zzzzz"))]
+    prose = re.sub("</?guess>|zzzzz", " ", " ".join([env.system_prompt, *observations]).lower())
+    shown = set(re.findall(r"(?<!\w)[a-z]{5}(?!\w)", prose))
+    assert shown & set(read_words(None, key="allowed", default="allowed.txt")) == set()
 
 
 @pytest.mark.parametrize("style", CLOSED_STYLES)

@@ -1,6 +1,7 @@
 """Every sentence that the policy reads, in one place, to be tuned by experiment.
 
-No template holds an example word: a small policy soon answers nothing else.
+No template holds a word that could be guessed, neither as an example nor by accident ("guess", "reply", "right", "again"
+are words too): a small policy soon answers nothing else.
 
 Placeholders: `{length}`, `{turn}` (the guess now asked for), `{max_turns}`, `{left}` (guesses left), `{guess}`, `{GUESS}`,
 `{mask}`, `{pattern}` (known letters, `_` elsewhere), `{present}` (letters that occur, their places unknown), `{absent}`
@@ -17,9 +18,9 @@ from turnwise.envs.wordle.parse import ReplyForm
 from turnwise.envs.wordle.rules import GREEN, GREY, YELLOW, Knowledge, fits
 
 RULES = (
-    "You play Wordle: find a hidden English word of {length} letters in {max_turns} guesses. "
-    "Each guess is answered with one mark a letter: G = right letter in the right place, "
-    "Y = the letter is in the word but in another place, - = the letter is not in the word. "
+    "You play Wordle: find a hidden English word of {length} letters in {max_turns} attempts. "
+    "Each word is answered with one sign a letter: G = the letter is at its spot, "
+    "Y = the letter is in the word but at another spot, - = the letter is not in the word. "
 )
 
 
@@ -27,10 +28,10 @@ RULES = (
 class PromptStyle:
     """The templates of one style."""
 
-    system: str = RULES + "Reply with one {length}-letter word and nothing else."
+    system: str = RULES + "Answer with one {length}-letter word and nothing else."
     """The system prompt."""
 
-    opening: str = "Guess {turn} of {max_turns}."
+    opening: str = "Try {turn} of {max_turns}."
     """The first observation."""
 
     scored: str = "{guess} -> {mask}"
@@ -39,13 +40,13 @@ class PromptStyle:
     unknown_word: str = "{guess} is not a {length}-letter word that I know."
     """Line about a guess that is not in the list of allowed words."""
 
-    no_guess: str = "I found no {length}-letter word in your reply."
+    no_guess: str = "Your answer has no {length}-letter word."
     """Line about a reply without a guess."""
 
     summary: str = "Known: {pattern} Elsewhere: {present} Not in it: {absent}"
     """What the guesses so far have proven; left out before the first mask."""
 
-    ask: str = "Guess {turn} of {max_turns}."
+    ask: str = "Try {turn} of {max_turns}."
     """Last line of an observation after which a guess is due."""
 
     won: str = "Correct: {answer}."
@@ -74,14 +75,14 @@ STYLES: dict[str, PromptStyle] = {
     ),
     "capitals": PromptStyle(scored="{GUESS} -> {mask}"),
     "shortlist": PromptStyle(
-        system="You play Wordle. Reply with one {length}-letter word and nothing else.",
-        opening="Guess the hidden word. It is one of: {candidates}.",
+        system="You play Wordle. Answer with one {length}-letter word and nothing else.",
+        opening="Find the hidden word. It is one of: {candidates}.",
         scored="{guess}: {mask}",
         summary="",
-        ask="It is one of: {candidates}. Guess again.",
+        ask="It is one of: {candidates}.",
     ),
     "tagged": PromptStyle(
-        system=RULES + "Think first, then end your reply with your word between <guess> and </guess>.", reply="tag"
+        system=RULES + "Reason step by step, then finish with your word between <guess> and </guess>.", reply="tag"
     ),
 }
 
