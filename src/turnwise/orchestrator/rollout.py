@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import threading
 import time
 import traceback
@@ -15,7 +16,7 @@ from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.orchestrator.chat import Chat, ChatError
 from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
-from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step
+from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step, clean_text
 from turnwise.orchestrator.types import Message, Rollout, StopReason, Turn
 
 CLOSE_TIMEOUT_S = 10.0  # what an environment may take to release its resources
@@ -88,7 +89,8 @@ class Episode:
         self._entered = threading.Lock()  # a cancelled rollout closes its environment after the call that is still inside
 
     async def play(self, generate: Generate) -> Rollout:
-        self.messages += self.setup.opening(checked_reset(await self._call("reset", self._reset)))
+        begun = await self._call("reset", self._reset)
+        self.messages += self.setup.opening(self._check(partial(checked_reset, begun)))
         prompt = self.chat.first_prompt(self.messages)
         while True:
             room = self.player.seq_len - len(prompt)
@@ -130,7 +132,7 @@ class Episode:
             reward_dense=dense,
             reward_sparse=sparse,
             metrics=self.metrics,
-            error=error,
+            error=None if error is None else clean_text(error),
             timing={
                 "started": self.started,
                 "total_s": time.perf_counter() - self.clock,
@@ -164,7 +166,9 @@ class Episode:
         """Credit components to the last turn."""
         if not components:
             return
-        reward, dense, sparse = self.setup.totals(components)
+        reward, dense, sparse = totals = self.setup.totals(components)
+        if not all(math.isfinite(total) for total in totals):
+            raise EnvFailure(f"{self.setup.name}, turn {len(self.turns)}: the reward of {dict(components)} is not finite")
         turn = self.turns[-1]
         summed = {**turn.components}
         for name, value in components.items():
