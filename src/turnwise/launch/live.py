@@ -1,17 +1,16 @@
-"""What the user sees while a run goes on: one live picture on a terminal, a line a step elsewhere."""
+"""What the user sees while a run goes on: a line a step, or on a terminal the rows of a picture (drawn in `terminal`)."""
 
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from turnwise.launch.child import Child
 from turnwise.launch.watch import Progress, Watch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.panel import Panel
+    from turnwise.launch.terminal import TerminalView
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
@@ -62,65 +61,13 @@ class LineView:
         return phase if self.watch.progress.step == 0 or phase.startswith("evaluating") else self._phase
 
 
-class TerminalView:
-    """A picture that redraws itself; what is said scrolls by above it."""
-
-    def __init__(self, watch: Watch, title: str, console: "Console") -> None:
-        from rich.live import Live
-
-        self.watch = watch
-        self._title = title
-        self._console = console
-        self._closed = False
-        self._next_look = 0.0
-        watch.look()
-        self._live = Live(self._picture([]), console=console, auto_refresh=False)
-        self._live.start()
-
-    def say(self, text: str) -> None:
-        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
-
-    def update(self, children: Sequence[Child]) -> None:
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + LOOK_S
-        self.watch.look()
-        self._draw(lambda: self._live.update(self._picture(children), refresh=True))
-
-    def close(self) -> None:
-        self.watch.look()
-        self._draw(lambda: self._live.update(self._picture([]), refresh=True))
-        self._draw(self._live.stop)
-
-    def _picture(self, children: Sequence[Child]) -> "Panel":
-        from rich.panel import Panel
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold", justify="right")
-        table.add_column(ratio=1)
-        for label, value in rows(self.watch.progress, children):
-            table.add_row(label, value)
-        return Panel(
-            table, title=self._title, title_align="left", subtitle="Ctrl-C: stop with a checkpoint", subtitle_align="right"
-        )
-
-    def _draw(self, draw: Callable[[], None]) -> None:
-        if self._closed:
-            return
-        try:
-            draw()
-        except OSError:
-            self._closed = True  # the terminal was closed: the run goes on
-
-
-def make_view(watch: Watch, title: str, *, plain: bool) -> LineView | TerminalView:
+def make_view(watch: Watch, title: str, *, plain: bool) -> "LineView | TerminalView":
     """The picture where stdout is a terminal that can draw it, lines elsewhere."""
     if plain or not sys.stdout.isatty():
         return LineView(watch)
-    from rich.console import Console
+    from turnwise.launch.terminal import TerminalView, terminal_console
 
-    console = Console()
+    console = terminal_console()
     return TerminalView(watch, title, console) if console.is_terminal and not console.is_dumb_terminal else LineView(watch)
 
 

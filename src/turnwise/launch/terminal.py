@@ -1,0 +1,73 @@
+"""The live picture of a run on a terminal, drawn by rich."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from turnwise.launch.child import Child
+from turnwise.launch.live import LOOK_S, rows
+from turnwise.launch.watch import Watch
+
+
+class TerminalConsole(Console):
+    """A console whose reader may go away: rich would end the process then."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+def terminal_console() -> Console:
+    """The console on stdout."""
+    return TerminalConsole()
+
+
+class TerminalView:
+    """A picture that redraws itself; what is said scrolls by above it."""
+
+    def __init__(self, watch: Watch, title: str, console: Console) -> None:
+        self.watch = watch
+        self._title = title
+        self._console = console
+        self._closed = False
+        self._next_look = 0.0
+        watch.look()
+        self._live = Live(self._picture([]), console=console, auto_refresh=False)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
+
+    def update(self, children: Sequence[Child]) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        self.watch.look()
+        self._draw(lambda: self._live.update(self._picture(children), refresh=True))
+
+    def close(self) -> None:
+        self.watch.look()
+        self._draw(lambda: self._live.update(self._picture([]), refresh=True))
+        self._draw(self._live.stop)
+
+    def _picture(self, children: Sequence[Child]) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", justify="right")
+        table.add_column(ratio=1)
+        for label, value in rows(self.watch.progress, children):
+            table.add_row(label, value)
+        return Panel(
+            table, title=self._title, title_align="left", subtitle="Ctrl-C: stop with a checkpoint", subtitle_align="right"
+        )
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        try:
+            draw()
+        except OSError:
+            self._closed = True  # the terminal was closed: the run goes on

@@ -1,0 +1,162 @@
+"""What the user sees, from files that grow as those of a run do."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from turnwise.launch.ending import before_and_after, ending_lines
+from turnwise.launch.live import BARS, LineView, bar, duration, rows, sparkline
+from turnwise.launch.supervise import ExitCode, Outcome
+from turnwise.launch.terminal import TerminalConsole, TerminalView
+from turnwise.launch.watch import Progress, Watch
+from turnwise.transport import RunDir
+
+
+def append(root: Path, *records: dict[str, object]) -> None:
+    with (root / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def step(number: int, reward: float) -> dict[str, object]:
+    return {"step": number, "time": 100.0 + 10 * number, "critic/reward/mean": reward, "actor/loss": 0.5}
+
+
+def held_out(number: int, reward: float) -> dict[str, object]:
+    return {"step": number, "time": 0.0, "val-core/wordle/reward/mean": reward, "val-core/wordle/reward/stderr": 0.1}
+
+
+def test_only_what_is_new_and_whole_is_read(tmp_path: Path):
+    watch = Watch(RunDir(tmp_path), 10)
+    assert watch.look() == []
+    append(tmp_path, step(1, 0.25))
+    assert [line.split(" | ")[:2] for line in watch.look()] == [["step 1/10", "reward 0.250"]]
+    line = json.dumps(step(2, 0.5)) + "\n"
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line[:20])
+        file.flush()
+        assert watch.look() == []
+        file.write(line[20:])
+    assert len(watch.look()) == 1
+    assert watch.progress.step == 2
+
+
+def test_the_end_is_estimated_from_the_median_step(tmp_path: Path):
+    append(tmp_path, *[step(n, 0.0) for n in (1, 2, 3)], {**step(4, 0.0), "time": 500.0})
+    watch = Watch(RunDir(tmp_path), 10)
+    watch.look()
+    assert watch.progress.remaining_s() == 60.0  # steps of 10, 10 and 370 s: six are left
+
+
+def test_a_status_that_is_being_written_keeps_the_last_one(tmp_path: Path):
+    watch = Watch(RunDir(tmp_path), 10)
+    (tmp_path / "status.json").write_text('{"phase": "rollouts"}')
+    watch.look()
+    (tmp_path / "status.json").write_text('{"pha')
+    watch.look()
+    assert watch.progress.status == {"phase": "rollouts"}
+
+
+def test_the_picture_has_everything_that_is_known(tmp_path: Path):
+    append(tmp_path, held_out(0, -0.5), step(1, 0.1), {**step(2, 0.4), "groups/equal_reward/share": 0.25, "actor/grad_norm": 1.5})
+    status = {
+        "phase": "rollouts",
+        "step": 3,
+        "filled": 12,
+        "batch_size": 32,
+        "inflight": 20,
+        "tokens_per_s": 88.2,
+        "version": 2,
+        "lag": 1,
+    }
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    watch = Watch(RunDir(tmp_path), 4)
+    watch.look()
+    shown = dict(rows(watch.progress))
+    assert shown["step"] == f"2 / 4  {'█' * 12}{'░' * 12}  20 s left"
+    assert shown["now"] == "rollouts for step 3: 12 of 32"
+    assert shown["reward"] == f"+0.400  {BARS[0]}{BARS[-1]}  first +0.100, best +0.400"
+    assert shown["held out @0"] == "wordle/reward -0.500 ±0.100"
+    assert shown["learning"] == "loss 0.5000   grad norm 1.500"
+    assert shown["rollouts"] == "equal groups 25%   88 tokens/s   20 in flight"
+    assert shown["policy"] == "version 2, lag 1"
+
+
+def test_a_terminal_shows_the_picture_and_what_is_said(tmp_path: Path):
+    output = io.StringIO()
+    view = TerminalView(Watch(RunDir(tmp_path), 4), "my run", Console(file=output, force_terminal=True, width=90))
+    append(tmp_path, step(1, 0.1))
+    view.say("inference serves after 3 s [not markup]")
+    view.close()
+    assert "my run" in output.getvalue()
+    assert "inference serves after 3 s [not markup]" in output.getvalue()
+    assert "1 / 4" in output.getvalue()
+
+
+def test_lines_are_written_once_and_old_ones_not_at_all(tmp_path: Path):
+    append(tmp_path, step(1, 0.1))
+    output = io.StringIO()
+    view = LineView(Watch(RunDir(tmp_path), 4), output)
+    append(tmp_path, step(2, 0.2))
+    view.update([])
+    view.close()
+    steps = [line for line in output.getvalue().splitlines() if line.startswith("step")]
+    assert [line.split(" | ")[0] for line in steps] == ["step 2/4"]
+
+
+class Broken(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path):
+    for view in (
+        LineView(Watch(RunDir(tmp_path), 4), Broken()),
+        TerminalView(Watch(RunDir(tmp_path), 4), "x", TerminalConsole(file=io.StringIO(), force_terminal=True)),
+    ):
+        if isinstance(view, TerminalView):
+            view._console.file = Broken()  # pyright: ignore[reportPrivateUsage]
+        view.say("one")
+        view.update([])
+        view.close()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=100))
+def test_a_sparkline_has_its_lowest_and_highest_bar(values: list[float]):
+    line = sparkline(values, width=16)
+    assert len(line) == min(len(values), 16)
+    if max(values) - min(values) > 1e-3 and len(values) <= 16:
+        assert {BARS[0], BARS[-1]} <= set(line)
+
+
+@pytest.mark.parametrize(("done", "total", "text"), [(0, 4, "░░░░"), (2, 4, "██░░"), (4, 4, "████"), (0, 0, "░░░░")])
+def test_a_bar_is_filled_in_proportion(done: int, total: int, text: str):
+    assert bar(done, total, 4) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4, "4 s"), (89, "89 s"), (600, "10 min"), (12000, "3 h 20 min")])
+def test_durations_are_short(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+def test_the_end_tells_before_and_after(tmp_path: Path):
+    append(tmp_path, held_out(0, -0.5), step(1, 0.1), held_out(2, 0.75))
+    watch = Watch(RunDir(tmp_path), 2)
+    watch.look()
+    assert before_and_after(watch.progress) == ["Held out, wordle/reward: -0.500 ± 0.100 at step 0 -> 0.750 ± 0.100 at step 2"]
+
+
+@pytest.mark.parametrize(("code", "heading"), [(ExitCode.INTERRUPTED, "Interrupted"), (ExitCode.FAILED, "Failed")])
+def test_a_run_that_was_cut_says_how_to_go_on(tmp_path: Path, code: ExitCode, heading: str):
+    outcome = Outcome(code, "the reason", ("last", "words"))
+    without = ending_lines(outcome, RunDir(tmp_path), Progress(4), "rl @ x.toml --resume")
+    assert without[-1] == "There is no checkpoint yet: start again with --clean."
+    (tmp_path / "checkpoints" / "step_2").mkdir(parents=True)
+    lines = ending_lines(outcome, RunDir(tmp_path), Progress(4), "rl @ x.toml --resume")
+    assert lines[:6] == ["", "Its last lines:", "  last", "  words", "", f"{heading} at step 0 of 4: the reason"]
+    assert lines[-2:] == [f"Checkpoint: {tmp_path}/checkpoints/step_2", "Go on with: rl @ x.toml --resume"]
