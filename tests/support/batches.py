@@ -1,9 +1,12 @@
 """Batches as an orchestrator would write them, with random tokens: for tests of the trainer."""
 
 import random
+from collections.abc import Callable
 
+from turnwise.config import RLConfig
 from turnwise.transport import NOT_SAMPLED, Batch, Progress, Sample
 
+ConfigOf = Callable[..., RLConfig]  # what the fixture `config_of` of the trainer's tests is
 VOCABULARY = 256  # ordinary tokens of the tiny model
 
 

@@ -62,6 +62,9 @@ def segment_attention(
         raise ValueError(
             f"a segment of {max(layout.lengths)} tokens exceeds the sliding window of {sliding_window}; lower seq_len"
         )
+    dtype = query.dtype
+    if dtype == torch.bfloat16 and query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()  # the CPU kernel takes three times as long in bfloat16
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -73,7 +76,7 @@ def segment_attention(
             outputs.append(scaled_dot_product_attention(*own, dropout_p=dropout, is_causal=True, scale=scaling))
         else:
             outputs.append(_continued(own, (keys[parent], values[parent]), scaling, dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).to(dtype).transpose(1, 2).contiguous(), None
 
 
 def _continued(

@@ -1,8 +1,8 @@
 """LoRA under PEFT's names and file format, with a linear layer of our own.
 
-PEFT's layer runs the update as separate operations in float32, with casts around them over a bfloat16 base; on a CPU that is a
-good part of a step. This one adds the update into the base's result in the base's type (as the engines do) and keeps float32
-parameters. Tests compare it with PEFT, number by number.
+PEFT's layer computes the update in float32 and casts around it; over a bfloat16 base on a CPU that is a fifth of a step's time
+(in float32 the two take the same). This one adds the update into the base's result in the base's type, as engines do, and keeps
+float32 parameters. It holds fewer intermediate results, too. Tests compare it with PEFT, number by number.
 """
 
 import json

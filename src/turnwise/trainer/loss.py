@@ -88,7 +88,7 @@ def policy_loss(
     kl_to_reference = None if tokens.reference is None else _kl(tokens.reference - tokens.logprobs, config.kl_kind)
     if kl_to_reference is not None:
         per_token = per_token + config.kl_beta * kl_to_reference
-    share = tokens.mask / totals.tokens
+    share = tokens.mask.to(logprobs.dtype) / totals.tokens
     metrics = _metrics(tokens, share, clipped, importance, kl_to_reference, config)
     return LossOutput((per_token * weights).sum(), metrics)
 
@@ -154,12 +154,13 @@ def _own_totals(counts: Tensor, lengths: Tensor) -> StepTotals:
 
 def _weights(tokens: _Tokens, lengths: Tensor, totals: StepTotals, config: LossConfig) -> Float[Tensor, " tokens"]:
     """What each token counts in the loss: 0 outside the mask."""
+    ones = tokens.mask.to(tokens.logprobs.dtype)
     if config.kind in ("dapo", "cispo"):
-        return tokens.mask / totals.tokens
+        return ones / totals.tokens
     if config.kind == "dr_grpo":
         assert config.max_completion_tokens is not None
-        return tokens.mask / (totals.sequences * config.max_completion_tokens)
-    return tokens.mask / (lengths.clamp_min(1)[tokens.segments] * totals.sequences)
+        return ones / (totals.sequences * config.max_completion_tokens)
+    return ones / (lengths.clamp_min(1)[tokens.segments] * totals.sequences)
 
 
 def _objective(tokens: _Tokens, counts: Tensor, config: LossConfig) -> tuple[Tensor, Bool[Tensor, " tokens"]]:

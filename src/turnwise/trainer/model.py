@@ -119,7 +119,7 @@ def build_policy(config: RLConfig, device: torch.device) -> Loaded:
     else:
         model.float().requires_grad_(True)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute_activations(model)
     policy.train().to(device)
     if options.compile:
         for layer in policy.layers:
@@ -136,6 +136,14 @@ def build_reference(config: RLConfig, device: torch.device) -> Policy:
     if config.trainer.model.shard and fsdp.world_size() > 1:
         fsdp.shard(policy, policy.layers, device=device, compute_dtype=None)
     return policy
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in later releases of transformers
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _shard(policy: Policy, config: RLConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -104,12 +104,13 @@ def _fill(pieces: Sequence[_Piece], max_tokens: int, ranks: int, share: bool) ->
     whole = _Bin(share)
     for piece in pieces:
         whole.add(piece)
-    rounds = max(1, -(-whole.tokens // (max_tokens * ranks)))
+    most = max(1, -(-len(pieces) // ranks))  # one piece a bin
+    rounds = min(most, max(1, -(-whole.tokens // (max_tokens * ranks))))
     while True:
         bins = [_Bin(share) for _ in range(rounds * ranks)]
         for piece in pieces:
             min(bins, key=lambda b, piece=piece: b.tokens + b.cost(piece)).add(piece)
-        if all(b.tokens <= max_tokens or len(b.pieces) == 1 for b in bins) or rounds * ranks >= len(pieces):
+        if all(b.tokens <= max_tokens or len(b.pieces) == 1 for b in bins) or rounds == most:
             return bins
         rounds += 1
 
