@@ -35,7 +35,8 @@ class LeanAdapters:
         self._forget_stacks(name)
 
     def digest(self, name: str) -> str:
-        return tensor_digest(self._loaded[name].tensors)
+        """Of the numbers that take part in the computation, not of what was read from the file."""
+        return tensor_digest(self._stacked((name,)).tensors(self._loaded[name], self._projections))
 
     def rank(self, name: str | None) -> int | None:
         """Rank of an adapter; None for the base model."""
@@ -50,15 +51,17 @@ class LeanAdapters:
         used = tuple(sorted({name for name in names if name is not None}))
         if not used:
             return None
-        stacks = self._stacks.get(used)
-        if stacks is None:
-            stacks = self._stacks[used] = LoraStacks([self._loaded[name] for name in used], self._projections)
-            if len(self._stacks) > KEPT_STACKS:
-                self._stacks.popitem(last=False)
-        self._stacks.move_to_end(used)
         place: dict[str | None, int] = {name: i for i, name in enumerate(used)}
         place[None] = len(used)
-        return LoraMix(stacks, torch.tensor([place[name] for name in names]))
+        return LoraMix(self._stacked(used), torch.tensor([place[name] for name in names]))
+
+    def _stacked(self, names: tuple[str, ...]) -> LoraStacks:
+        if names not in self._stacks:
+            self._stacks[names] = LoraStacks([self._loaded[name] for name in names], self._projections)
+            if len(self._stacks) > KEPT_STACKS:
+                self._stacks.popitem(last=False)
+        self._stacks.move_to_end(names)
+        return self._stacks[names]
 
     def _forget_stacks(self, name: str) -> None:
         for used in [used for used in self._stacks if name in used]:

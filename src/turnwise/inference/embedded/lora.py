@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Kind = Literal["qkv", "o", "gate_up", "down"]
-PARTS: dict[Kind, tuple[str, ...]] = {
+PARTS: Mapping[Kind, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
@@ -145,6 +145,20 @@ class LoraStacks:
                 pair = _stack(adapters, index, parts, projections)
                 if pair is not None:
                     layer[kind] = pair
+
+    def tensors(self, adapter: Adapter, projections: Projections) -> dict[str, Tensor]:
+        """The adapter's tensors, cut out of the stacks of it alone under their PEFT names, in the types of the file."""
+        found: dict[str, Tensor] = {}
+        for name, loaded in adapter.tensors.items():
+            layer, module = name.removeprefix(f"{PREFIX}.").split(".lora_")[0].split(".", 1)
+            kind: Kind = next(kind for kind, parts in PARTS.items() if module in parts)
+            part = PARTS[kind].index(module)
+            a, b = self.layers[int(layer)][kind]
+            rows = slice(part * adapter.rank, (part + 1) * adapter.rank)
+            start = sum(projections.sizes[other][0] for other in PARTS[kind][:part])
+            tensor = a[:, rows].T if "lora_A" in name else b[rows, start : start + projections.sizes[module][0]].T
+            found[name] = tensor.to(loaded.dtype)
+        return found
 
 
 def _expected(projections: Projections, rank: int) -> dict[str, tuple[int, int]]:
