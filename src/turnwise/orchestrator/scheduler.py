@@ -161,8 +161,9 @@ class Scheduler:
         errors = [error for error in self._outcomes if error is not None]
         share = len(errors) / len(self._outcomes)
         enough = len(self._outcomes) >= max(FEWEST_ATTEMPTS, self.config.batch_size)
-        if rollout.ok or not enough or share <= self.config.max_error_share:
+        if rollout.ok or not enough or share <= self.config.max_error_share or self._closed:
             return
+        self._closed = True
         reasons = list(dict.fromkeys(reversed(errors)))[:REASONS_SHOWN]
         raise TooManyErrors(
             f"{len(errors)} of the last {len(self._outcomes)} rollouts ended with an error, more than "
