@@ -1,7 +1,6 @@
 """A trainer without a model: publishes real adapter folders and answers each batch with the next version."""
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class FakeTrainer:
     first: int = 0
     stop_after: int | None = None  # dies silently after this version
     batches: list[Batch] = field(default_factory=list)
-    consumed_at: list[float] = field(default_factory=list)
+    ahead: list[bool] = field(default_factory=list)  # was the next batch there when a step was done?
 
     async def run(self) -> None:
         store, log = WeightsStore(self.run_dir.weights), BatchLog(self.run_dir.batches)
@@ -49,8 +48,8 @@ class FakeTrainer:
                 return
             await _appeared(log.path(step))
             self.batches.append(log.read(step))
-            self.consumed_at.append(time.monotonic())
             await asyncio.sleep(self.step_s)
+            self.ahead.append(log.path(step + 1).exists())
             publish(store, step, {"actor/loss": 0.5 / step, "timing/train_s": self.step_s})
 
 
