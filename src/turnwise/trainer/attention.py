@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 SEGMENT_ATTENTION = "turnwise_segments"  # what `attn_implementation` calls it
 NO_PARENT = -1
+CHANGES_OF_SCORES = ("s_aux", "softcap", "position_bias")  # what some models pass to have attention scores altered
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,18 @@ def segment_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention output `[1, tokens, heads, head_dim]`, in the calling convention of transformers.
 
     Raises:
-        ValueError: a segment is longer than the model's sliding window, which this function does not mask.
+        ValueError: a segment is longer than the model's sliding window, which this function does not mask; or the model alters
+            attention scores, by sinks for example.
     """
+    if altered := [name for name in CHANGES_OF_SCORES if more.get(name) is not None]:
+        raise ValueError(
+            f"{type(module).__name__} passes {', '.join(altered)} to attention, which packed training does not support"
+        )
     if sliding_window is not None and max(layout.lengths) > sliding_window:
         raise ValueError(
             f"a segment of {max(layout.lengths)} tokens exceeds the sliding window of {sliding_window}; lower seq_len"

@@ -61,7 +61,7 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _square_sum(tensors: Iterable[Tensor]) -> float:
-    return sum(float(fsdp.local(tensor).double().square().sum()) for tensor in tensors)
+    return sum((float(fsdp.local(tensor).double().square().sum()) for tensor in tensors), 0.0)
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:

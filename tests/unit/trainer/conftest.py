@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 from support.batches import ConfigOf
 from turnwise.config import RLConfig
-from turnwise.trainer import fsdp
+
+with install_import_hook("turnwise.trainer", "beartype.beartype"):  # shapes and types in signatures hold at every call in tests
+    from turnwise.trainer import fsdp, loop  # noqa: F401  # the loop imports the rest
 
 
 @pytest.fixture
 def device() -> Generator[torch.device]:
     """The device of a process group of one process."""
     torch.set_num_threads(1)
-    with fsdp.process_group(cuda=False, timeout_s=60) as device:
+    with fsdp.process_group(cuda=False, timeout_s=60.0) as device:
         yield device
 
 

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from support.batches import make_batch, make_sample
 from turnwise.config import LoraConfig, ModelConfig
-from turnwise.trainer.attention import Layout
+from turnwise.trainer.attention import Layout, segment_attention
 from turnwise.trainer.lora import LoraLinear, add_lora
 from turnwise.trainer.model import Policy, load_model
 from turnwise.trainer.packing import MIN_SHARED_PROMPT, MicroBatch, pack, step_totals
@@ -251,3 +251,12 @@ def test_no_segment_is_seen_by_another_even_when_it_holds_nan(policy: Policy) ->
 def test_an_impossible_layout_is_refused(lengths: tuple[int, ...], parents: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="parent"):
         Layout(lengths, parents)
+
+
+def test_what_attention_cannot_do_is_refused_not_ignored() -> None:
+    tensor = torch.zeros(1, 2, 5, 4)
+    layout = Layout((5,), (-1,))
+    with pytest.raises(ValueError, match="passes s_aux to attention"):
+        segment_attention(nn.Module(), tensor, tensor, tensor, None, layout=layout, s_aux=torch.zeros(2))
+    with pytest.raises(ValueError, match="5 tokens exceeds the sliding window of 4"):
+        segment_attention(nn.Module(), tensor, tensor, tensor, None, layout=layout, sliding_window=4)
