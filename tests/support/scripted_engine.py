@@ -49,6 +49,7 @@ class ScriptedEngine:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._abort = asyncio.Event()
+        self.busy = asyncio.Event()  # set once a completion has been asked for
         self._replies = 0
         app = web.Application(client_max_size=2**26, middlewares=[self._plant])
         app.add_routes(
@@ -104,6 +105,7 @@ class ScriptedEngine:
         if self.require_adapters and body["model"] != self.model and body["model"] not in self.adapters:
             return _error(404, f"The model `{body['model']}` does not exist.")
         self.running += 1
+        self.busy.set()
         self.peak = max(self.peak, self.running)
         try:
             await self._resumed.wait()

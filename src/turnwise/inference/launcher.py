@@ -100,7 +100,7 @@ def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict
         "logprobs-mode": "processed_logprobs",  # of the distribution that was sampled, temperature included
         "generation-config": "vllm",  # no top-p, top-k or temperature from the model's own generation_config.json
         "uvicorn-log-level": "warning",
-        "trust-remote-code": config.model.trust_remote_code,
+        "trust-remote-code": True if config.model.trust_remote_code else None,
         **_lora_flags(config),
     }
     if not on_gpu:
@@ -145,16 +145,16 @@ def _max_model_len(config: RLConfig) -> int:
 
 
 def _argv(flags: Mapping[str, Any]) -> list[str]:
-    """Command-line flags: True alone switches one on, False and None leave it out, tables become JSON."""
+    """Command-line flags: True and False become `--key` and `--no-key`, None is left out, tables become JSON."""
     argv: list[str] = []
     for key, value in flags.items():
-        if value is True:
-            argv.append(f"--{key}")
+        if isinstance(value, bool):
+            argv.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, list):
             argv += [f"--{key}", *(str(item) for item in value)]
         elif isinstance(value, dict):
             argv += [f"--{key}", json.dumps(value)]
-        elif value is not None and value is not False:
+        elif value is not None:
             argv += [f"--{key}", str(value)]
     return argv
 

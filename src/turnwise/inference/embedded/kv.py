@@ -1,5 +1,6 @@
 """Keys and values: one row for each running sequence, and copies of finished or shared prefixes."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ FIRST_ROWS = 8
 class KVRows:
     """`data[layer, row, position]` holds the keys of all key-value heads, then the values, `width` numbers in all.
 
-    Grows by doubling; memory that no sequence has reached is never touched and so never resident.
+    Grows by doubling. It begins as zeros, since a masked position counts with weight 0 and 0 times whatever memory held may be
+    NaN; numpy takes them from the system untouched, so that what no sequence has reached is never resident.
     """
 
     def __init__(self, layers: int, width: int, dtype: torch.dtype) -> None:
         self.width = width
-        self.data = torch.empty(layers, FIRST_ROWS, FIRST_LENGTH, width, dtype=dtype)
+        self.data = _zeros((layers, FIRST_ROWS, FIRST_LENGTH, width), dtype)
 
     def reserve(self, rows: int, length: int, used: Sequence[int]) -> None:
         """Make room for `rows` sequences of `length` tokens; `used[row]` tokens of each row are kept."""
@@ -30,7 +32,7 @@ class KVRows:
             return
         new_rows = max(have_rows, 1 << (rows - 1).bit_length())
         new_length = max(have_length, 1 << (length - 1).bit_length())
-        data = torch.empty(self.data.shape[0], new_rows, new_length, self.width, dtype=self.data.dtype)
+        data = _zeros((self.data.shape[0], new_rows, new_length, self.width), self.data.dtype)
         for row, count in enumerate(used):
             data[:, row, :count] = self.data[:, row, :count]
         self.data = data
@@ -124,6 +126,11 @@ class PrefixCache:
         for code in _codes(entry.adapter, entry.tokens):
             if self._index.get(code) is entry:
                 del self._index[code]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _codes(adapter: str | None, tokens: np.ndarray) -> list[int]:

@@ -20,6 +20,9 @@ def sample(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[flo
 
     Returns the tokens and their logprobs under the distribution that was sampled: `softmax(logits / temperature)`, or
     for temperature 0 (greedy) `softmax(logits)`.
+
+    Raises:
+        FloatingPointError: a row holds NaN or infinite logits.
     """
     divisors = torch.tensor([t if t > 0 else 1.0 for t in temperatures], dtype=torch.float32)
     if any(t != 1.0 for t in divisors.tolist()):
@@ -33,6 +36,7 @@ def sample(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[flo
             greedy = torch.tensor([t == 0 for t in temperatures])
             tokens = torch.where(greedy, logprobs.argmax(-1), tokens)
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+    _require_finite(chosen)
     return tokens.tolist(), chosen.tolist()
 
 
@@ -45,6 +49,7 @@ def _inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = torch.nn.functional.pad(probabilities, (0, padding))
     blocks = probabilities.view(rows, -1, BLOCK)
     cumulative = blocks.sum(-1, dtype=torch.float32).double().cumsum(-1)
+    _require_finite(cumulative[:, -1])
     goals = uniforms[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, goals, right=True).clamp_(max=blocks.shape[1] - 1)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
@@ -55,6 +60,11 @@ def _inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     entry = torch.searchsorted(within, inner_goal, right=True)
     last_possible = BLOCK - 1 - (inner > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     return (block * BLOCK + torch.minimum(entry, last_possible))[:, 0]
+
+
+def _require_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise FloatingPointError("the model's logits are not finite; look at the weights of the version that was asked for")
 
 
 def _mix(value: int) -> int:

@@ -1,0 +1,125 @@
+"""The commands that start engines."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnwise.config import ConfigError, RLConfig
+from turnwise.inference import launcher
+from turnwise.inference.launcher import check_engine, engine_commands, lora_rank_limit
+
+
+def config(**inference: Any) -> RLConfig:
+    return RLConfig.model_validate({"model": {"name": "some/model"}, "inference": {"port": 9000, **inference}})
+
+
+def flag(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
+
+
+def test_the_embedded_engine_is_started_once_for_each_replica() -> None:
+    commands = engine_commands(config(dp=2, embedded={"threads": 3}), Path("/run/config.toml"), gpus=[])
+    assert [command.url for command in commands] == ["http://127.0.0.1:9000", "http://127.0.0.1:9001"]
+    assert [command.name for command in commands] == ["inference", "inference_1"]
+    assert commands[1].argv[1:] == (
+        *("-m", "turnwise.inference.embedded", "--config", "/run/config.toml", "--port", "9001", "--host", "127.0.0.1"),
+    )
+    assert commands[0].env == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def test_vllm_serves_the_base_model_and_adapters_with_processed_logprobs() -> None:
+    (command,) = engine_commands(config(engine="vllm"), Path("/run/config.toml"), gpus=[0])
+    assert flag(command.argv, "--logprobs-mode") == "processed_logprobs"
+    assert flag(command.argv, "--generation-config") == "vllm"
+    assert flag(command.argv, "--served-model-name") == "some/model"
+    assert flag(command.argv, "--max-loras") == "3"  # max_staleness 1, and two
+    assert flag(command.argv, "--max-lora-rank") == "16"
+    assert flag(command.argv, "--max-model-len") == "2049"
+    assert "--enable-lora" in command.argv
+    assert "--enforce-eager" not in command.argv
+    assert command.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
+
+
+def test_vllm_on_a_cpu_gets_its_variables() -> None:
+    (command,) = engine_commands(config(engine="vllm", embedded={"threads": 2}), Path("c"), gpus=[])
+    assert command.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert command.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert command.env["OMP_NUM_THREADS"] == "2"
+    assert "--enforce-eager" in command.argv
+
+
+def test_one_vllm_is_started_for_each_group_of_tp_gpus() -> None:
+    commands = engine_commands(config(engine="vllm", tp=2), Path("c"), gpus=[0, 1, 2, 3])
+    assert len(commands) == 2
+    assert {flag(command.argv, "--tensor-parallel-size") for command in commands} == {"2"}
+
+
+def test_settings_of_the_vllm_table_become_flags_and_win() -> None:
+    table = {"gpu_memory_utilization": 0.5, "max_model_len": 100, "enable_prefix_caching": False, "hf_overrides": {"a": 1}}
+    (command,) = engine_commands(config(engine="vllm", vllm=table), Path("c"), gpus=[0])
+    assert flag(command.argv, "--gpu-memory-utilization") == "0.5"
+    assert flag(command.argv, "--max-model-len") == "100"
+    assert command.argv.count("--max-model-len") == 1
+    assert json.loads(flag(command.argv, "--hf-overrides")) == {"a": 1}
+    assert "--no-enable-prefix-caching" in command.argv
+
+
+def test_the_context_never_exceeds_the_positions_of_the_model(tiny_model: Path) -> None:
+    settings = RLConfig.model_validate(
+        {"seq_len": 5000, "model": {"name": str(tiny_model)}, "inference": {"engine": "vllm", "port": 9000}}
+    )
+    (command,) = engine_commands(settings, Path("c"), gpus=[0])
+    assert flag(command.argv, "--max-model-len") == "2048"
+
+
+def test_full_fine_tuning_needs_no_adapters() -> None:
+    settings = RLConfig.model_validate(
+        {"inference": {"engine": "vllm", "port": 9000}, "trainer": {"model": {"lora": None}}, "model": {"name": "m"}}
+    )
+    (command,) = engine_commands(settings, Path("c"), gpus=[0])
+    assert "--enable-lora" not in command.argv
+
+
+@pytest.mark.parametrize(("rank", "limit"), [(1, 8), (8, 8), (9, 16), (48, 64), (257, 320), (512, 512)])
+def test_the_rank_is_rounded_up_to_what_vllm_accepts(rank: int, limit: int) -> None:
+    assert lora_rank_limit(rank) == limit
+
+
+def test_a_rank_beyond_vllm_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rank = 513"):
+        lora_rank_limit(513)
+
+
+def test_vllm_with_its_administrative_routes_stays_on_loopback() -> None:
+    with pytest.raises(ConfigError, match=r"inference.host = .0.0.0.0."):
+        engine_commands(config(engine="vllm", host="0.0.0.0"), Path("c"), gpus=[0])
+
+
+def test_a_missing_vllm_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launcher.VLLM_PYTHON, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install turnwise\[vllm\]"):
+        check_engine(config(engine="vllm"))
+    check_engine(config())
+
+
+def test_another_python_may_have_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launcher.VLLM_PYTHON, sys.executable)
+    check_engine(config(engine="vllm"))
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert command.argv[0] == sys.executable
+    monkeypatch.setenv(launcher.VLLM_PYTHON, "/no/such/python")
+    with pytest.raises(ConfigError, match="does not exist"):
+        check_engine(config(engine="vllm"))
+
+
+def test_neither_launcher_nor_client_loads_torch() -> None:
+    code = "import sys, turnwise.inference, turnwise.inference.launcher; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
