@@ -17,7 +17,7 @@ import turnwise
 from turnwise.config import RLConfig
 from turnwise.trainer import fsdp
 from turnwise.trainer.checkpoint_index import META, CheckpointError, Meta, check_checkpoint, manifest
-from turnwise.trainer.publish import full_tensors, write_policy
+from turnwise.trainer.publish import PublishError, full_tensors, write_policy
 from turnwise.trainer.step import Learner
 from turnwise.transport import Progress, RunDir, atomic_dir
 
@@ -138,7 +138,7 @@ def _agreement(target: Path) -> Generator[None]:
     problem: str | None = None
     try:
         yield
-    except (CheckpointException, OSError, RuntimeError) as error:
+    except (CheckpointException, PublishError, OSError, RuntimeError) as error:
         problem = _reason(error)
     problems = [text for text in fsdp.gather(problem) if text]
     if problems:

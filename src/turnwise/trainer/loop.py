@@ -33,7 +33,7 @@ def run_trainer(config: RLConfig, *, resume_step: int | None = None) -> None:
     Raises:
         CheckpointError: a checkpoint cannot be read or written.
         ModelError, ValueError: the model, or a batch, cannot be used.
-        OSError: weights cannot be published.
+        PublishError: weights cannot be published.
     """
     torch.set_num_threads(config.trainer.threads or _fair_threads())
     torch.manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from turnwise.trainer import fsdp
@@ -25,13 +26,36 @@ def full_tensors(learner: Learner) -> dict[str, Tensor]:
     return tensors
 
 
+class PublishError(Exception):
+    """Weights cannot be published. The message is complete: it is printed as it stands, without a traceback."""
+
+
 def write_policy(folder: Path, learner: Learner, tensors: dict[str, Tensor]) -> None:
-    """Write tensors of `full_tensors` to `folder`, as a PEFT adapter or a Hugging Face model."""
-    if learner.lora:
-        save_adapter(folder, tensors, learner.lora, learner.config.model.name)
-        return
-    learner.policy.model.save_pretrained(folder, state_dict=tensors)
+    """Write tensors of `full_tensors` to `folder`, as a PEFT adapter or a Hugging Face model.
+
+    Raises:
+        OSError: the file system refused.
+        PublishError: transformers saves this model under other names than it has in memory, so that no digest would agree.
+    """
+    try:
+        if learner.lora:
+            save_adapter(folder, tensors, learner.lora, learner.config.model.name)
+            return
+        learner.policy.model.save_pretrained(folder, state_dict=tensors)
+    except SafetensorError as error:  # how safetensors reports a full disk, for one
+        raise OSError(f"{folder}: {error}") from error
+    _check_names(folder, tensors)
     learner.save_tokenizer(folder)
+
+
+def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:
+    saved: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            saved |= set(content.keys())
+    if saved != set(tensors):
+        example = sorted(saved ^ set(tensors))[0]
+        raise PublishError(f"this model is saved under other tensor names than it has in memory ({example}); train it with LoRA")
 
 
 def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[str, float], *, keep: int) -> None:
@@ -45,7 +69,7 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
         keep: versions up to the served one that stay.
 
     Raises:
-        OSError: the file system refused; no part of the version is visible.
+        PublishError: the file system refused, or the model cannot be published; no part of the version is visible.
     """
     tensors = full_tensors(learner)
     if fsdp.rank() == 0:
@@ -56,5 +80,11 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
             sha256=tensor_digest(tensors),
             metrics=metrics,
         )
-        store.publish(ready, lambda folder: write_policy(folder, learner, tensors))
+        try:
+            store.publish(ready, lambda folder: write_policy(folder, learner, tensors))
+        except OSError as error:
+            raise PublishError(
+                f"weights of version {version} could not be published: {error}. Nothing of the run is lost: make room or repair "
+                "the file system, then `rl --resume`"
+            ) from error
         store.prune(keep)

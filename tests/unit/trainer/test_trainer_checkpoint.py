@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,7 @@ from turnwise.config import RLConfig
 from turnwise.trainer import checkpoint
 from turnwise.trainer.checkpoint import load_checkpoint, save_checkpoint
 from turnwise.trainer.checkpoint_index import CheckpointError, check_checkpoint, latest_valid_checkpoint
-from turnwise.trainer.publish import publish
+from turnwise.trainer.publish import PublishError, full_tensors, publish
 from turnwise.trainer.step import Learner
 from turnwise.transport import Progress, RunDir, Served, WeightsStore, tensor_digest
 
@@ -174,18 +175,38 @@ def test_versions_that_no_engine_needs_are_pruned(config_of: ConfigOf, device: t
     assert store.versions() == [3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("IoError: No space left on device")]
+)
 def test_a_full_disk_while_publishing_shows_no_version(
-    config_of: ConfigOf, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    config_of: ConfigOf, device: torch.device, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     config = config_of()
     store = WeightsStore(RunDir(config.output_dir).weights)
     learner = trained(config, device)
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("turnwise.trainer.publish.save_adapter", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PublishError, match=r"version 1 could not be published: .*No space left on device.*rl --resume"):
         publish(learner, store, 1, {}, keep=2)
     assert store.versions() == []
     assert list(store.root.iterdir()) == []
+
+
+def test_a_model_that_is_saved_under_other_names_is_refused(
+    config_of: ConfigOf, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers does with some mixtures of experts, whose weights it fuses in memory."""
+    learner = trained(config_of({"model": {"lora": None}}), device)
+    model = learner.policy.model
+    save = model.save_pretrained
+
+    def renaming(folder: Path, state_dict: dict[str, torch.Tensor]) -> None:
+        renamed = {name.replace("model.norm", "model.norms.0"): tensor for name, tensor in state_dict.items()}
+        save(folder, state_dict=renamed)
+
+    monkeypatch.setattr(model, "save_pretrained", renaming)
+    with pytest.raises(PublishError, match=r"other tensor names than it has in memory \(model\.norm"):
+        checkpoint.write_policy(tmp_path, learner, full_tensors(learner))
