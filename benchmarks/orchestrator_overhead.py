@@ -143,8 +143,9 @@ async def orchestrator(url: str, chat: Chat, config: RLConfig) -> tuple[Cost, Co
             builder = BatchBuilder(config, 1)
             for one in finished:
                 builder.add(one)
-            metrics = batch_metrics(builder, builder.samples(), seconds=1.0)
-            msgspec.msgpack.encode(builder.build(Progress(), metrics))
+            samples = builder.samples()
+            metrics = batch_metrics(builder, samples, seconds=1.0)
+            msgspec.msgpack.encode(builder.build(samples, Progress(), metrics))
         assert all(rollout.ok and len(rollout.turns) == TURNS for one in finished for rollout in one.rollouts)
         threads.close()
     return rollouts, batch

@@ -22,6 +22,7 @@ class BatchBuilder:
     step: int  # of the batch being filled
     taken: list[JudgedGroup] = field(default_factory=list[JudgedGroup])  # groups in a place
     judged: list[JudgedGroup] = field(default_factory=list[JudgedGroup])  # everything this batch accounts for
+    rounds: int = 1  # fillings of all places; all before the last were without signal
 
     @property
     def groups_per_batch(self) -> int:
@@ -63,7 +64,8 @@ class BatchBuilder:
             self.taken.append(judged)
         self._check_rounds()
         if not self.free_places and not any(taken.fate is Fate.SIGNAL for taken in self.taken):
-            self.taken.clear()  # the next round
+            self.taken.clear()
+            self.rounds += 1
         return judged
 
     def drop_stale(self, group: FinishedGroup) -> None:
@@ -75,9 +77,8 @@ class BatchBuilder:
     def complete(self) -> bool:
         return self.free_places <= 0
 
-    def build(self, progress: Progress, metrics: dict[str, float]) -> Batch:
-        """The batch. Its groups come in the order of their numbers, so that it does not depend on who was done first."""
-        samples = self.samples()
+    def build(self, samples: list[Sample], progress: Progress, metrics: dict[str, float]) -> Batch:
+        """The batch of `self.samples()`. Groups come in the order of their numbers, whoever of them was done first."""
         return Batch(
             step=self.step,
             samples=samples,
@@ -90,6 +91,7 @@ class BatchBuilder:
         )
 
     def samples(self) -> list[Sample]:
+        """What the trainer gets of the groups in their places."""
         keep_equal = not self.config.orchestrator.filters.zero_variance
         kept = [j for j in sorted(self.taken, key=lambda j: j.group.id) if j.fate is Fate.SIGNAL or keep_equal]
         return [

@@ -75,6 +75,12 @@ class EnvThreads:
         self._background.add(task)
         task.add_done_callback(self._forget)
 
+    async def drain(self) -> None:
+        """Wait until environments that are being closed are closed, each within its own limit, then `close`."""
+        if self._background:
+            await asyncio.wait(self._background)
+        self.close()
+
     def close(self) -> None:
         """Let idle threads end; those that hang are left to the exit of the process."""
         for _ in range(self._threads):

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,6 +47,7 @@ class Evaluator:
         self.seed, self.retries = config.seed, config.orchestrator.max_error_retries
         self.player, self.setups = player, setups
         self.done = self.total = 0
+        self._progress: Callable[[int, int], None] | None = None
 
     def specs(self) -> list[RolloutSpec]:
         return [
@@ -63,10 +64,12 @@ class Evaluator:
             for copy in range(self.config.rollouts_per_example)
         ]
 
-    async def run(self, policy: Policy, version: int, *, concurrency: int) -> EvalResult:
-        """Evaluate a served version with at most `concurrency` rollouts at a time."""
+    async def run(
+        self, policy: Policy, version: int, *, concurrency: int, progress: Callable[[int, int], None] | None = None
+    ) -> EvalResult:
+        """Evaluate a served version with at most `concurrency` rollouts at a time; `progress(done, total)` after each."""
         specs = self.specs()
-        self.done, self.total = 0, len(specs)
+        self.done, self.total, self._progress = 0, len(specs), progress
         share = asyncio.Semaphore(concurrency)
         with policy.pinned(version):
             async with asyncio.TaskGroup() as group:
@@ -88,6 +91,8 @@ class Evaluator:
                 again = replace(spec, attempt=attempt, sampling_seed=derive_seed(spec.sampling_seed, attempt))
                 rollout = await self.player.play(again, generate)
         self.done += 1
+        if self._progress is not None:
+            self._progress(self.done, self.total)
         return rollout
 
 
@@ -152,7 +157,12 @@ def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
 
 
 async def evaluate_checkpoint(
-    config: RLConfig, adapter_or_model_dir: Path | None, version: int, client: InferenceClient
+    config: RLConfig,
+    adapter_or_model_dir: Path | None,
+    version: int,
+    client: InferenceClient,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint with engines that run already, as `turnwise eval` does.
 
@@ -161,6 +171,7 @@ async def evaluate_checkpoint(
             None takes the engine as it is.
         version: number under which the checkpoint is served and reported.
         client: open, engines healthy.
+        progress: called with (rollouts done, rollouts in all) after each.
 
     Returns:
         {"step", "version", "metrics", "rollouts"}, as in evals/step_N.json.
@@ -168,21 +179,27 @@ async def evaluate_checkpoint(
     threads = EnvThreads()
     evaluator = load_evaluator(config, threads)
     policy = Policy(client, WeightsStore(RunDir(config.output_dir).weights), stop_ids=evaluator.player.chat.stop_ids)
-    is_adapter = adapter_or_model_dir is not None and (adapter_or_model_dir / "adapter_config.json").is_file()
-    policy.kind = "lora" if is_adapter else "full"
-    if is_adapter:
-        await client.load_adapter(version, str(adapter_or_model_dir))
-    elif adapter_or_model_dir is not None:
-        await client.pause()
-        await client.reload_weights(str(adapter_or_model_dir))
-        await client.resume()
+    folder = adapter_or_model_dir
+    policy.kind = "lora" if folder is not None and (folder / "adapter_config.json").is_file() else "full"
+    if folder is not None:
+        await _serve(client, folder, version, policy.kind)
     client.set_served(version)
     settings = config.orchestrator
     concurrency = settings.max_inflight or settings.batch_size * (settings.max_staleness + 1)
     try:
-        result = await evaluator.run(policy, version, concurrency=concurrency)
+        result = await evaluator.run(policy, version, concurrency=concurrency, progress=progress)
     finally:
-        threads.close()
-        if is_adapter:
+        await threads.drain()
+        if policy.kind == "lora":
             await client.unload_adapter(version)
     return {"step": result.step, "version": result.version, "metrics": result.metrics, "rollouts": result.rollouts}
+
+
+async def _serve(client: InferenceClient, folder: Path, version: int, kind: str) -> None:
+    """Put a checkpoint into the engines: an adapter beside the base model, or a model in its place."""
+    if kind == "lora":
+        await client.load_adapter(version, str(folder))
+        return
+    await client.pause()
+    await client.reload_weights(str(folder))
+    await client.resume()

@@ -1,6 +1,7 @@
 """When the policy is evaluated: before the first step, at the interval, and always at the end; beside training."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -11,6 +12,7 @@ from turnwise.orchestrator.record import Recorder, say
 from turnwise.orchestrator.weights import Policy
 
 SHARE = 4  # an evaluation beside training gets one in so many of the rollouts in flight
+PROGRESS_S = 15.0  # between two lines about an evaluation under way
 MOST_OPEN = 2  # evaluations under way or waiting, each with a pinned version; training waits beyond
 
 
@@ -77,7 +79,20 @@ class Evaluations:
                 await asyncio.wait([before])
             share = max(1, self.max_inflight // (1 if alone else SHARE))
             say(f"evaluating policy v{version}: {len(self.evaluator.specs())} held-out rollouts, {share} at a time")
-            result = await self.evaluator.run(self.policy, version, concurrency=share)
+            result = await self.evaluator.run(self.policy, version, concurrency=share, progress=_told_now_and_then())
         self.open -= 1
         self._heed(self.recorder.evaluated(result))
         self._changed()
+
+
+def _told_now_and_then() -> Callable[[int, int], None]:
+    """A progress function that says a line at most every `PROGRESS_S`."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_S:
+            told = time.monotonic()
+            say(f"evaluation: {done} of {total} rollouts")
+
+    return progress

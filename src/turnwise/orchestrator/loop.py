@@ -24,7 +24,7 @@ from turnwise.orchestrator.status import Pulse
 from turnwise.orchestrator.trajectories import write_trajectories
 from turnwise.orchestrator.types import Rollout
 from turnwise.orchestrator.weights import Policy
-from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
+from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
 
 POLL_S = 0.02  # a stat() of a missing file costs about 2 us
 STOP_POLL_S = 0.25
@@ -118,9 +118,9 @@ class Orchestrator:
         except* StopRun as stopped:
             ended = next(error.request for error in stopped.exceptions if isinstance(error, StopRun))
         finally:
-            self.threads.close()
             self.recorder.close()
             await self.policy.close()
+            await self.threads.drain()
         return ended
 
     async def _play(self, spec: RolloutSpec) -> Rollout:
@@ -130,9 +130,12 @@ class Orchestrator:
     # --- versions -----------------------------------------------------------------------------------------------------
 
     async def _serve_first(self) -> None:
-        say(f"waiting for {len(self.client.replicas.all)} engine(s)")
+        waiting = self.group.create_task(_say_again(f"waiting for {len(self.client.replicas.all)} engine(s)"))
         await self.client.wait_healthy(self.config.inference.startup_timeout_s)
+        waiting.cancel()
+        waiting = self.group.create_task(_say_again(f"waiting for the trainer to publish policy v{self.first_version}"))
         ready = await self._await_version(self.first_version)
+        waiting.cancel()
         assert ready is not None, "a verdict before the first version"
         await self.policy.swap(ready)
         say(f"policy v{ready.version} is served ({ready.kind}, digest {ready.sha256[:12]} on every engine)")
@@ -158,8 +161,7 @@ class Orchestrator:
         Raises:
             TrainerSilent: it did not come within `trainer.timeout_s` seconds after the trainer had what it needs to make it.
         """
-        limit, began = self.config.trainer.timeout_s, time.monotonic()
-        told, due_since = began, None
+        limit, due_since = self.config.trainer.timeout_s, None
         while (ready := self.store.poll(version)) is None:
             now = time.monotonic()
             first = version == self.first_version
@@ -169,9 +171,6 @@ class Orchestrator:
                 due_since = now
             if due_since is not None and now - due_since > limit:
                 raise TrainerSilent(f"no policy v{version} within trainer.timeout_s = {limit:g} s; see logs/trainer.stdout")
-            if first and now - told > PATIENCE_LOG_S:
-                told = now
-                say(f"waiting for the trainer to publish policy v{version} ({now - began:.0f} s)")
             await asyncio.sleep(POLL_S)
         return ready
 
@@ -214,25 +213,29 @@ class Orchestrator:
         while self.builder.step <= self.max_steps:
             group = await self.scheduler.finished.get()
             self.scheduler.settle(group)
+            rounds = self.builder.rounds
             self.builder.add(group)
             self._admit()  # before anything else gets to run: a settled group frees no place beyond this batch's
+            if self.builder.rounds > rounds:
+                patience = self.config.orchestrator.filters.max_rounds
+                say(
+                    f"batch {self.builder.step}: all groups of round {rounds} have equal rewards; again ({patience} rounds at most)"
+                )
             if self.builder.complete:
                 await self._emit()
 
     async def _emit(self) -> None:
         """Write the batch that is complete and begin the next."""
-        builder, groups, now = self.builder, self.builder.in_order(), time.monotonic()
-        for judged in groups:
+        builder, now = self.builder, time.monotonic()
+        for judged in builder.in_order():
             known = judged.fate in (Fate.SIGNAL, Fate.EQUAL)
             self.buffer.observe(judged.group.id, judged.group.task, [r.reward for r in judged.group.valid] if known else [])
-        metrics = batch_metrics(builder, builder.samples(), seconds=now - self._batch_clock)
-        self._batch_clock = now
         progress = Progress(self.scheduler.next_group, self.scheduler.pending, {"buffer": self.buffer.state()})
-        batch = builder.build(progress, metrics)
-        await asyncio.to_thread(self._write, builder, batch)
-        self.recorder.batch_written(batch.step, metrics)
-        say(batch_line(batch.step, self.max_steps, groups, metrics))
-        for rollout in pick_samples(groups, self.config.monitor.log_samples):
+        seconds, self._batch_clock = now - self._batch_clock, now
+        metrics = await asyncio.to_thread(self._write, builder, progress, seconds)
+        self.recorder.batch_written(builder.step, metrics)
+        say(batch_line(builder.step, self.max_steps, builder.in_order(), metrics))
+        for rollout in pick_samples(builder.in_order(), self.config.monitor.log_samples):
             print(render_rollout(rollout), flush=True)
         self.builder = builder.next()
         for stale in self.scheduler.drop_older_than(self.builder.oldest_allowed):
@@ -240,9 +243,13 @@ class Orchestrator:
             self.builder.drop_stale(stale)
         self._admit()
 
-    def _write(self, builder: BatchBuilder, batch: Batch) -> None:
+    def _write(self, builder: BatchBuilder, progress: Progress, seconds: float) -> dict[str, float]:
+        """Write a batch with its trajectories, off the event loop, and return its metrics."""
+        samples = builder.samples()
+        metrics = batch_metrics(builder, samples, seconds=seconds)
         write_trajectories(self.trajectories, builder)
-        self.log.write(batch)
+        self.log.write(builder.build(samples, progress, metrics))
+        return metrics
 
     # --- beside the work ----------------------------------------------------------------------------------------------
 
@@ -276,3 +283,11 @@ class Orchestrator:
         if self.scheduler.inflight:
             return "rollouts"
         return "evaluating" if self.evaluator.total else "waiting for trainer"
+
+
+async def _say_again(text: str) -> None:
+    """Say what is being waited for, now and then, until cancelled."""
+    began = time.monotonic()
+    while True:
+        say(f"{text} ({time.monotonic() - began:.0f} s)")
+        await asyncio.sleep(PATIENCE_LOG_S)

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, pstdev
+from statistics import fmean
+
+import numpy as np
 
 from turnwise.orchestrator.batches import BatchBuilder
 from turnwise.orchestrator.filters import Fate
@@ -24,8 +26,6 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
     groups = builder.in_order()
     rollouts = [r for judged in groups if judged.fate in (Fate.SIGNAL, Fate.EQUAL) for r in judged.group.valid]
     every = [r for judged in groups for r in (*judged.group.rollouts, *judged.group.failed_attempts)]
-    fates = Counter(judged.fate for judged in groups)
-    usable = fates[Fate.SIGNAL] + fates[Fate.EQUAL]
     tokens = sum(rollout.sampled_tokens for rollout in every)
     return {
         **_rewards(rollouts),
@@ -35,10 +35,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         **mean_by_name("env", (rollout.metrics for rollout in rollouts)),
         **{f"stop_reason/{reason}/count": float(n) for reason, n in Counter(r.stop_reason for r in every).items()},
         **_staleness(samples, builder.step),
-        "groups/equal_reward/share": fates[Fate.EQUAL] / usable if usable else 0.0,
-        "groups/dropped/count": float(len(groups) - fates[Fate.SIGNAL]),
-        "groups/stale/count": float(fates[Fate.STALE]),
-        "groups/errored/count": float(fates[Fate.ERRORED]),
+        **_groups(builder),
         "rollouts/errored/count": float(sum(not rollout.ok for rollout in every)),
         "timing/rollout_s": fmean(r.timing["total_s"] for r in rollouts) if rollouts else 0.0,
         "timing/env_s": fmean(r.timing["env_s"] for r in rollouts) if rollouts else 0.0,
@@ -58,13 +55,25 @@ def mean_by_name(area: str, records: Iterable[Mapping[str, float]], *, missing: 
     return means
 
 
+def _groups(builder: BatchBuilder) -> Metrics:
+    fates = Counter(judged.fate for judged in builder.judged)
+    usable = fates[Fate.SIGNAL] + fates[Fate.EQUAL]
+    return {
+        "groups/equal_reward/share": fates[Fate.EQUAL] / usable if usable else 0.0,
+        "groups/dropped/count": float(len(builder.judged) - fates[Fate.SIGNAL]),
+        "groups/stale/count": float(fates[Fate.STALE]),
+        "groups/errored/count": float(fates[Fate.ERRORED]),
+        "groups/rounds/count": float(builder.rounds),
+    }
+
+
 def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
     if not rollouts:
         return {}
     rewards = [rollout.reward for rollout in rollouts]
     return {
         "critic/reward/mean": fmean(rewards),
-        "critic/reward/std": pstdev(rewards),
+        "critic/reward/std": float(np.std(rewards)),
         "critic/reward/min": min(rewards),
         "critic/reward/max": max(rewards),
         "critic/reward_dense/mean": fmean(rollout.reward_dense for rollout in rollouts),
@@ -73,8 +82,10 @@ def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def _advantages(samples: Sequence[Sample]) -> Metrics:
-    values = [a for s in samples for a, sampled in zip(s.advantages, s.loss_mask, strict=True) if sampled]
-    return {"critic/advantages/mean": fmean(values), "critic/advantages/std": pstdev(values)} if values else {}
+    if not samples:
+        return {}
+    values = np.concatenate([np.asarray(sample.advantages)[np.asarray(sample.loss_mask)] for sample in samples])
+    return {"critic/advantages/mean": float(values.mean()), "critic/advantages/std": float(values.std())}
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> Metrics:

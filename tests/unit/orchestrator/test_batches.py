@@ -43,7 +43,7 @@ def test_a_batch_is_complete_when_its_places_are_taken_and_equal_groups_take_one
     assert not builder.complete
     builder.add(make_group([0.0, 1.0], number=1))
     assert builder.complete
-    batch = builder.build(Progress(2), {})
+    batch = builder.build(builder.samples(), Progress(2), {})
     assert {s.rollout_id for s in batch.samples} == {"g1-0", "g1-1"}
     assert batch.rollout_ids == ["g0-0", "g0-1", "g1-0", "g1-1"]
     assert (batch.num_rollouts, batch.step, batch.temperature) == (2, 1, 1.0)
@@ -54,7 +54,7 @@ def test_without_the_filter_equal_groups_stay_in_the_batch():
     builder = _builder(filters={"zero_variance": False})
     builder.add(make_group([0.5, 0.5], number=0))
     builder.add(make_group([0.0, 1.0], number=1))
-    assert builder.build(Progress(), {}).num_rollouts == 4
+    assert builder.build(builder.samples(), Progress(), {}).num_rollouts == 4
 
 
 def test_errored_and_stale_groups_take_no_place():
@@ -64,7 +64,7 @@ def test_errored_and_stale_groups_take_no_place():
     assert (len(builder.taken), builder.free_places) == (0, 2)
     builder.add(make_group([0.0, 1.0], number=3, version=2))
     builder.add(make_group([0.0, 1.0], number=2, version=1))
-    batch = builder.build(Progress(), {})
+    batch = builder.build(builder.samples(), Progress(), {})
     assert [s.group_id for s in batch.samples] == [2, 2, 3, 3]  # by number, not by who was done first
     assert batch.rollout_ids == [f"g{g}-{i}" for g in range(4) for i in range(2)]
     assert all(batch.step - 1 - sample.oldest_version <= 1 for sample in batch.samples)
@@ -84,7 +84,8 @@ def test_a_batch_in_which_nothing_carries_signal_is_filled_again():
     builder.add(make_group([0.0, 1.0], number=4))
     builder.add(make_group([1.0, 1.0], number=5))
     assert builder.complete
-    assert len(builder.build(Progress(), {}).rollout_ids) == 12  # all are accounted for
+    assert builder.rounds == 3
+    assert len(builder.build(builder.samples(), Progress(), {}).rollout_ids) == 12  # all are accounted for
 
 
 def test_round_after_round_of_equal_groups_ends_with_an_explanation():
@@ -108,7 +109,7 @@ def test_dynamic_sampling_replaces_equal_groups_until_the_batch_is_full():
         assert not builder.complete
         builder.add(make_group(rewards, number=number))
     assert builder.complete
-    assert builder.build(Progress(), {}).num_rollouts == 4
+    assert builder.build(builder.samples(), Progress(), {}).num_rollouts == 4
 
 
 def test_dynamic_sampling_gives_up_after_max_rounds_even_with_some_signal():
@@ -146,7 +147,7 @@ def test_max_completion_tokens_is_what_a_rollout_may_sample():
     builder = _builder(sampling={"max_tokens": 100})
     builder.add(make_group([0.0, 1.0], number=0))
     builder.add(make_group([0.0, 1.0], number=1))
-    assert builder.build(Progress(), {}).max_completion_tokens == 300  # three turns of Echo
+    assert builder.build(builder.samples(), Progress(), {}).max_completion_tokens == 300  # three turns of Echo
 
 
 def test_metrics_tell_of_everything_that_was_judged_and_not_only_of_what_was_kept():

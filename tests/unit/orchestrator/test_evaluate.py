@@ -71,12 +71,18 @@ def test_the_tasks_and_seeds_are_the_same_at_every_version(tiny_model: Path, tmp
 
 
 def test_own_environments_of_the_evaluation_replace_those_of_the_training(tiny_model: Path, tmp_path: Path):
-    config = _config(tiny_model, tmp_path, eval_env=[{"id": ECHO, "args": {"tasks": 2}}, {"id": ECHO, "args": {"tasks": 1}}])
+    envs = [
+        {"id": ECHO, "args": {"tasks": 2}},
+        {"id": ECHO, "args": {"tasks": 1}},
+        {"id": ECHO, "name": "own", "args": {"tasks": 1}},
+    ]
+    config = _config(tiny_model, tmp_path, eval_env=envs)
     evaluator = load_evaluator(config, EnvThreads())
     assert [(s.env.name, s.task["id"]) for s in evaluator.specs()] == [
         ("Echo", "validation-0"),
         ("Echo", "validation-1"),
         ("Echo-2", "validation-0"),
+        ("own", "validation-0"),
     ]
 
 
@@ -87,7 +93,9 @@ async def test_a_checkpoint_is_evaluated_with_engines_that_run_already(tiny_mode
     folder = {"adapter": tmp_path / "weights" / "v7", "model": tiny_model, "as it is": None}[kind]
     engine = ScriptedEngine()
     async with engine, InferenceClient([engine.url], model="base", request_timeout_s=5, max_retries=0) as client:
-        result = await evaluate_checkpoint(config, folder, 7, client)
+        seen: list[tuple[int, int]] = []
+        result = await evaluate_checkpoint(config, folder, 7, client, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     assert (result["step"], result["version"], len(result["rollouts"])) == (7, 7, 3)
     assert result["metrics"]["val-aux/Echo/rollouts/count"] == 3.0
     assert {body["model"] for body in engine.requests} == {"v7" if kind == "adapter" else "base"}
