@@ -20,7 +20,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.adapters import reference_logprobs, write_adapter
-from support.tiny_model import EOS
+from support.tiny_model import EOS, build_tiny_model
 from turnwise.config import RLConfig
 from turnwise.config.files import dump_toml
 from turnwise.inference import Completion, EngineError, InferenceClient
@@ -53,14 +53,20 @@ class Served:
             time.sleep(0.005)
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 32, since vLLM's attention on CPUs has no kernel for the 16 of the smallest test model."""
+    return build_tiny_model(tmp_path_factory.mktemp("model"), hidden=128)
+
+
 @pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
-def served(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+def served(request: pytest.FixtureRequest, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     folder = tmp_path_factory.mktemp(f"engine-{request.param}")
     config = RLConfig.model_validate(
         {
             "output_dir": folder,
             "seq_len": 511,
-            "model": {"name": str(tiny_model), "dtype": "float32"},
+            "model": {"name": str(model_folder), "dtype": "float32"},
             "inference": {"engine": request.param, "port": _free_port(), "dp": 1, "max_loras": 3, "embedded": {"threads": 1}},
             "trainer": {"model": {"lora": {"rank": 8, "alpha": 16.0}}},
         }
@@ -73,7 +79,7 @@ def served(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: p
         process = subprocess.Popen(command.argv, env=os.environ | command.env, stdout=file, stderr=subprocess.STDOUT)
     try:
         _wait_healthy(command.url, process, log)
-        yield Served(request.param, command.url, tiny_model)
+        yield Served(request.param, command.url, model_folder)
     finally:
         process.terminate()
         try:
@@ -84,18 +90,18 @@ def served(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: p
 
 
 @pytest.fixture(scope="module")
-def base(tiny_model: Path) -> Any:
+def base(model_folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Any]]:
+def adapters(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Any]]:
     """Versions 1 and 2: adapter folder, and the peft model of the same weights."""
     root = tmp_path_factory.mktemp("adapters")
-    return {n: (root / f"v{n}", write_adapter(tiny_model, root / f"v{n}", seed=n)) for n in (1, 2)}
+    return {n: (root / f"v{n}", write_adapter(model_folder, root / f"v{n}", seed=n)) for n in (1, 2)}
 
 
 @pytest.fixture

@@ -118,15 +118,15 @@ class LoraMix:
         self._masks = {kind: table[choice] for kind, table in stacks.masks.items()}
 
     def add(self, layer: int, kind: Kind, x: Tensor, out: Tensor) -> Tensor:
-        """`out` plus the update for input `x`, in the type of `out`."""
+        """`out` [T, outputs] plus the update for input `x` [T, inputs], in the type of `out`, which is overwritten."""
         pair = self._layers[layer].get(kind)
         if pair is None:
             return out
         a, b = pair
         update = torch.mm(x.float(), a).mul_(self._masks[kind])
         if out.dtype == torch.float32:
-            return torch.addmm(out, update, b)
-        return torch.addmm(out.float(), update, b).to(out.dtype)
+            return out.addmm_(update, b)
+        return out.float().addmm_(update, b).to(out.dtype)
 
 
 class LoraStacks:
