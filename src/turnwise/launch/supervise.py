@@ -14,6 +14,7 @@ from turnwise.launch.plan import Plan
 from turnwise.launch.survivors import end_all, kill_all
 from turnwise.launch.warden import Warden
 from turnwise.transport import Control
+from turnwise.transport.control import StopKind
 
 POLL_S = 0.1
 HEALTH_POLL_S = 0.5
@@ -141,8 +142,8 @@ class Supervisor:
             if self.interrupts.twice:
                 self.view.say("Interrupted again: ending everything at once.")
                 return Outcome(ExitCode.KILLED, "interrupted twice; steps since the last checkpoint are lost")
-            if self.interrupts.once and self._stop_asked is None:
-                self._ask_to_stop()
+            if self.interrupts.once and self._stop_asked is None and (refused := self._ask_to_stop()):
+                return Outcome(ExitCode.FAILED, refused)
             if failed := self._failed():
                 return self._rescue(failed)
             if self._finished():
@@ -197,19 +198,29 @@ class Supervisor:
             if not child.healthy and child.check_health():
                 self.view.say(f"{child.name} serves after {time.monotonic() - child.started:.0f} s")
 
-    def _ask_to_stop(self) -> None:
+    def _ask_to_stop(self) -> str | None:
+        """File the user's request to stop; returns why that cannot be done."""
         self._stop_asked = time.monotonic()
-        if self.control.stop_request() is None:
-            self.control.request_stop("interrupted", "interrupted by the user")
+        if refused := self._request("interrupted", "interrupted by the user"):
+            return refused
         self.view.say("Stopping: the trainer finishes its step and writes a checkpoint. Press Ctrl-C again to end at once.")
+        return None
+
+    def _request(self, kind: StopKind, reason: str) -> str | None:
+        """File a request to stop unless there is one; returns why the file cannot be written."""
+        try:
+            if self.control.stop_request() is None:
+                self.control.request_stop(kind, reason)
+        except OSError as error:
+            return f"the request to stop cannot be written: {error}"
+        return None
 
     def _rescue(self, failed: Child) -> Outcome:
         """After a process failed: let the trainer save what it has, where it still can."""
         reason = f"{failed.name} {failed.ending()}"
         outcome = Outcome(ExitCode.FAILED, f"{reason}; its log is {failed.spec.log}", tuple(failed.last_lines(TAIL_LINES)))
         trainers = [child for child in self.children if child.spec.role == "trainer" and child.exit_code() is None]
-        if trainers and self._stop_asked is None:
-            self.control.request_stop("failed", reason)
+        if trainers and self._stop_asked is None and self._request("failed", reason) is None:
             self.view.say(f"{reason}. The trainer writes a checkpoint before everything ends (Ctrl-C: end at once).")
             self._wait(trainers, self.deadlines.rescue_s, lambda: self.interrupts.once)
         return outcome

@@ -100,6 +100,15 @@ def test_clean_keeps_the_old_run_when_the_new_one_cannot_start(tmp_path: Path):
     assert (tmp_path / "outputs" / "metrics.jsonl").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, tiny_model: Path):
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "file").touch()
+    done = call("rl", "@", "good.toml", "--model.name", str(tiny_model), "--output-dir", "file/run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_environments_are_listed(tmp_path: Path):
     done = call("turnwise", "envs", cwd=tmp_path)
     assert done.returncode == 0

@@ -256,6 +256,15 @@ def test_a_process_that_cannot_be_started_ends_those_that_were(tmp_path: Path, r
     assert processes_of(run_id) == []
 
 
+def test_a_request_to_stop_that_cannot_be_written_ends_the_run_with_the_reason(tmp_path: Path, run_id: str, port: int):
+    (tmp_path / "control").write_text("a file where the folder should be, as unwritable as a full disk")
+    code = "import time\nprint('works', flush=True)\ntime.sleep(60)"
+    plan = plan_of(tmp_path, run_id, port, trainer=code, orchestrator=code)
+    outcome = supervise(plan, run_id, meanwhile=once_healthy(lambda _: os.kill(os.getpid(), signal.SIGINT)))
+    assert outcome.code == ExitCode.FAILED
+    assert outcome.reason.startswith("the request to stop cannot be written")
+
+
 def test_processes_of_another_run_are_left_alone(tmp_path: Path, run_id: str, port: int):
     from support.fake_run import process
 
