@@ -24,6 +24,7 @@ from turnwise.config import BufferConfig, EnvConfig, OrchestratorConfig, RLConfi
 from turnwise.envs import register
 from turnwise.envs.base import Step, Task, TextEnv
 from turnwise.inference.client import InferenceClient
+from turnwise.orchestrator.__main__ import allow_connections
 from turnwise.orchestrator.batches import BatchBuilder
 from turnwise.orchestrator.buffer import TaskBuffer
 from turnwise.orchestrator.chat import Chat, load_chat
@@ -217,6 +218,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--serve", type=int, metavar="STOP_ID", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    allow_connections()
     if arguments.serve is not None:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(arguments.serve))

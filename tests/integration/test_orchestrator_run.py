@@ -329,6 +329,15 @@ async def test_success_evaluates_the_policy_once_more_and_then_asks_everyone_to_
     assert int(evaluated.stem.removeprefix("step_")) >= 2
 
 
+async def test_success_at_the_last_step_evaluates_it_once(tiny_model: Path, tmp_path: Path, capsys: Any):
+    stop = {"success_when": "running_mean(total_reward) > -100", "stop_on_success": True, "window": 2}
+    config = make_config(tiny_model, tmp_path, max_steps=2, stop=stop)
+    async with ScriptedEngine() as engine:
+        request = await run(config, engine, trainer_of(config))
+    assert request is not None
+    assert capsys.readouterr().out.count("evaluating policy v2") == 1
+
+
 async def test_an_abort_condition_ends_the_run(tiny_model: Path, tmp_path: Path):
     config = make_config(tiny_model, tmp_path, max_steps=50, stop={"abort_when": "actor/loss > 0", "window": 1})
     async with ScriptedEngine() as engine:
@@ -426,6 +435,15 @@ async def test_a_disk_that_refuses_ends_the_process_with_the_systems_words(tiny_
     assert code == 1
     assert "the run cannot go on" in output
     assert "batches" in output
+
+
+async def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path):
+    argv = [sys.executable, "-m", "turnwise.orchestrator", "--config", str(tmp_path / "none.toml")]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    code, output = await finish(process)
+    assert code == 1
+    assert "none.toml: no such file" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("fault", ["model", "environment", "weights"])

@@ -3,21 +3,39 @@
 import argparse
 import asyncio
 import logging
+import resource
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import msgspec
 
-from turnwise.config import RLConfig, load_config
+from turnwise.config import ConfigError, RLConfig, load_config
 from turnwise.inference.client import InferenceClient
+from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.launcher import engine_commands
-from turnwise.orchestrator.loop import Orchestrator
+from turnwise.orchestrator.filters import NoSignal
+from turnwise.orchestrator.loop import Orchestrator, TrainerSilent
 from turnwise.orchestrator.record import say
+from turnwise.orchestrator.scheduler import TooManyErrors
+from turnwise.orchestrator.weights import WrongWeights
 from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest
 
 EXIT_FAILED = 1
 EXIT_TERMINATED = 143  # as a shell reports SIGTERM
+EXPECTED = (
+    NoSignal,
+    TooManyErrors,
+    TrainerSilent,
+    WrongWeights,
+    EngineError,
+    EngineUnavailable,
+    ConfigError,
+    ValueError,
+    OSError,
+)
+"""What users can cause or mend: told in words. Anything else is a mistake of ours and comes with its traceback."""
 
 
 def main() -> int:
@@ -27,7 +45,11 @@ def main() -> int:
     parser.add_argument("--resume-step", type=int, default=0, help="step whose checkpoint the trainer starts from")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    config = load_config(arguments.config)
+    try:
+        config = load_config(arguments.config)
+    except (ConfigError, ValueError) as error:
+        say(f"{arguments.config}: {error}")
+        return EXIT_FAILED
     try:
         request = asyncio.run(run(config, resume_step=arguments.resume_step))
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -44,6 +66,7 @@ async def run(config: RLConfig, *, resume_step: int) -> StopRequest | None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    allow_connections()
     progress, next_batch = load_progress(RunDir(config.output_dir), resume_step)
     inference = config.inference
     engines = engine_commands(config, RunDir(config.output_dir).config, gpus=config.gpus.inference)
@@ -54,6 +77,13 @@ async def run(config: RLConfig, *, resume_step: int) -> StopRequest | None:
     async with client:
         orchestrator = Orchestrator(config, client, resume_step=resume_step, progress=progress, next_batch=next_batch)
         return await orchestrator.run()
+
+
+def allow_connections() -> None:
+    """Raise the soft limit of open files, often 1,024, to the hard one: every rollout in flight holds a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_progress(run_dir: RunDir, resume_step: int) -> tuple[Progress, int]:
@@ -79,9 +109,10 @@ def load_progress(run_dir: RunDir, resume_step: int) -> tuple[Progress, int]:
 
 def _failed(config: RLConfig, error: BaseException) -> int:
     """Say why the run cannot go on, and ask the trainer to save what it has."""
-    logging.getLogger(__name__).debug("the run failed", exc_info=error)
     causes = _leaves(error)
     for cause in causes:
+        if not isinstance(cause, EXPECTED):
+            traceback.print_exception(cause, file=sys.stdout)
         say(f"the run cannot go on: {type(cause).__name__}: {cause}")
     control = Control(RunDir(config.output_dir).root)
     try:

@@ -63,7 +63,7 @@ class TaskBuffer:
     def __post_init__(self) -> None:
         total = sum(env.config.weight for env in self.envs)
         self._edges = list(accumulate(env.config.weight / total for env in self.envs))
-        self._keys = [[f"{env.name}/{row.get('id', i)}" for i, row in enumerate(env.tasks)] for env in self.envs]
+        self._keys: dict[int, list[str]] = {}  # by environment, made when difficulty asks
         self._orders: dict[tuple[int, int], Sequence[int]] = {}
         self._counts: list[int] = []  # [group]: groups of the same environment before it
         self._seen = [0] * len(self.envs)
@@ -85,7 +85,7 @@ class TaskBuffer:
         """Take in the rewards of a finished group's valid rollouts."""
         self.drawn.pop(group, None)
         if rewards:
-            self.stats.setdefault(f"{task.env.name}/{task.task.get('id', task.index)}", TaskStats()).update(rewards)
+            self.stats.setdefault(_key(task.env, task.index), TaskStats()).update(rewards)
 
     def state(self) -> dict[str, Any]:
         """What a resume needs, as plain values."""
@@ -125,7 +125,13 @@ class TaskBuffer:
 
     def _by_difficulty(self, which: int, group: int) -> int:
         """A task drawn in proportion to the spread of its rewards, with a floor."""
+        if which not in self._keys:
+            self._keys[which] = [_key(self.envs[which], index) for index in range(len(self.envs[which].tasks))]
         spreads = [self.stats[key].spread if key in self.stats else UNSEEN_SPREAD for key in self._keys[which]]
         weights = np.maximum(np.asarray(spreads), FLOOR)
         stream = np.random.default_rng(derive_seed(self.seed, "difficulty", group))
         return int(stream.choice(len(weights), p=weights / weights.sum()))
+
+
+def _key(env: EnvSetup, index: int) -> str:
+    return f"{env.name}/{env.tasks[index].get('id', index)}"

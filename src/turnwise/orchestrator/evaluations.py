@@ -42,6 +42,7 @@ class Evaluations:
         self.evaluator, self.policy, self.recorder = evaluator, policy, recorder
         self.max_inflight, self.last = max_inflight, last
         self.open = 0
+        self._started: set[int] = set()
         self._group, self._heed, self._changed = group, heed, changed
         self._newest: asyncio.Task[None] | None = None
 
@@ -55,7 +56,11 @@ class Evaluations:
         interval = self.settings.interval
         at_interval = interval is not None and version > 0 and version % interval == 0
         wanted = (version == 0 and self.settings.at_start) or at_interval or version == self.last
-        return wanted and not self.recorder.has_evaluated(version)
+        return wanted and not self.known(version)
+
+    def known(self, version: int) -> bool:
+        """Whether a version has been evaluated or is about to be."""
+        return version in self._started or self.recorder.has_evaluated(version)
 
     def start(self, version: int, *, alone: bool) -> None:
         """Evaluate a served version after the evaluations before it; it stays pinned from now on.
@@ -66,6 +71,7 @@ class Evaluations:
         pin = ExitStack()
         pin.enter_context(self.policy.pinned(version))
         self.open += 1
+        self._started.add(version)
         self._newest = self._group.create_task(self._run(version, pin, self._newest, alone))
 
     async def finished(self) -> None:

@@ -194,7 +194,7 @@ class Orchestrator:
         self.phase = "evaluating"
         self.scheduler.close()
         version = self.policy.version
-        if self.ending is not None and not self.recorder.has_evaluated(version):
+        if self.ending is not None and not self.evaluations.known(version):
             self.evaluations.start(version, alone=True)
         await self.evaluations.finished()
         if self.ending is not None:
@@ -217,10 +217,8 @@ class Orchestrator:
             self.builder.add(group)
             self._admit()  # before anything else gets to run: a settled group frees no place beyond this batch's
             if self.builder.rounds > rounds:
-                patience = self.config.orchestrator.filters.max_rounds
-                say(
-                    f"batch {self.builder.step}: all groups of round {rounds} have equal rewards; again ({patience} rounds at most)"
-                )
+                most = self.config.orchestrator.filters.max_rounds
+                say(f"batch {self.builder.step}: no group of round {rounds} of at most {most} carries signal; again")
             if self.builder.complete:
                 await self._emit()
 

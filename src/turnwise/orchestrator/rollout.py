@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from turnwise.envs import TextEnv
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
-from turnwise.orchestrator.chat import Chat, ChatError
+from turnwise.orchestrator.chat import Chat
 from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
 from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step, clean_text
 from turnwise.orchestrator.types import Message, Rollout, StopReason, Turn
@@ -58,15 +60,16 @@ class Player:
     time_limit_s: float | None = None
 
     async def play(self, spec: RolloutSpec, generate: Generate) -> Rollout:
-        """Play one episode. Failures of the environment, the chat or the engine come back as an errored rollout."""
+        """Play one episode. Failures of the environment or the engine, and answers that make no sense, are errored rollouts."""
         episode = Episode(self, spec)
+        limit = asyncio.timeout(self.time_limit_s)
         try:
-            async with asyncio.timeout(self.time_limit_s):
+            async with limit:
                 return await episode.play(generate)
-        except TimeoutError:
-            limit = f"orchestrator.straggler_timeout_s = {self.time_limit_s}"
-            return episode.record(StopReason.STRAGGLER, error=f"not done after {limit}, turn {len(episode.turns)}")
-        except (EnvFailure, ChatError, EngineError, EngineUnavailable) as error:
+        except (EnvFailure, EngineError, EngineUnavailable, TimeoutError, ValueError, msgspec.MsgspecError) as error:
+            if limit.expired():
+                key = f"orchestrator.straggler_timeout_s = {self.time_limit_s}"
+                return episode.record(StopReason.STRAGGLER, error=f"not done after {key}, turn {len(episode.turns)}")
             return episode.record(StopReason.ERROR, error=f"{type(error).__name__}: {error}")
         finally:
             episode.release()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from support import faulty_envs
@@ -194,6 +195,16 @@ async def test_an_engine_that_is_gone_makes_an_errored_rollout(player: Player):
 
     rollout = await player.play(_spec(echo_setup()), gone)
     assert rollout.stop_reason is StopReason.ERROR
+
+
+@pytest.mark.parametrize("error", [ValueError("lengths differ"), TimeoutError("while paused"), msgspec.DecodeError("torn")])
+async def test_an_answer_of_the_engine_that_makes_no_sense_is_an_errored_rollout(player: Player, error: Exception):
+    async def confused(prompt: Sequence[int], max_tokens: int, seed: int) -> Completion:
+        raise error
+
+    rollout = await replace(player, time_limit_s=30.0).play(_spec(echo_setup()), confused)
+    assert rollout.stop_reason is StopReason.ERROR
+    assert str(error) in str(rollout.error)
 
 
 async def test_a_straggler_is_cut_and_says_so(player: Player):
