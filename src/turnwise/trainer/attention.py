@@ -41,6 +41,7 @@ def register_attention() -> str:
     return SEGMENT_ATTENTION
 
 
+@torch.compiler.disable  # compiled layers would be compiled anew for every packed layout
 def segment_attention(
     module: nn.Module,
     query: Tensor,  # [1, heads, tokens, head_dim]
