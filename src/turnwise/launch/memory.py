@@ -18,7 +18,8 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 HUB_TIMEOUT_S = 5.0
 ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, all float32
 LOGIT_BYTES = 4 + 4 + 4  # logits in float32, their log-softmax, and its gradient
-PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers loaded, measured on a CPU
+PROCESS_BYTES = 400 * 2**20  # Python with torch and transformers loaded, measured on a CPU
+HELPERS_BYTES = 450 * 2**20  # orchestrator, torchrun and rl together, measured
 GPU_CONTEXT_BYTES = 700 * 2**20  # CUDA context and libraries
 ACTIVATIONS_PER_LAYER = 34  # tensors of hidden size that one Llama layer keeps for its backward pass, as in its paper count
 
@@ -136,7 +137,7 @@ def estimate(config: RLConfig, shape: ModelShape) -> list[Estimate]:
         *(
             []
             if config.gpus.inference and config.gpus.trainer
-            else [Estimate("RAM", "orchestrator and rl", {"process": PROCESS_BYTES})]
+            else [Estimate("RAM", "orchestrator, torchrun, rl", {"processes": HELPERS_BYTES})]
         ),
     ]
 
@@ -161,6 +162,8 @@ def _engine_parts(config: RLConfig, shape: ModelShape, engines: int, place: str)
         // config.inference.tp,
         "process": _overhead(place),
     }
+    if config.inference.engine == "embedded":
+        parts["prefix cache"] = config.inference.embedded.prefix_cache_mb * 2**20
     lora = config.trainer.model.lora
     if lora:
         slots = config.inference.max_loras or orchestrator.max_staleness + 2
