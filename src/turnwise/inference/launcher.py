@@ -105,6 +105,8 @@ def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict
     }
     if not on_gpu:
         flags["enforce-eager"] = True
+        # a seeded request whose prompt is computed in pieces ends vLLM 0.32 on a CPU: its generator cannot be turned back
+        flags["enable-chunked-prefill"] = False
     flags |= {key.replace("_", "-"): value for key, value in inference.vllm.items()}
     python = os.environ.get(VLLM_PYTHON, sys.executable)
     return [python, "-m", "vllm.entrypoints.openai.api_server", *_argv(flags)], _vllm_env(config, on_gpu=on_gpu)

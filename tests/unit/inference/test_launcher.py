@@ -52,6 +52,7 @@ def test_vllm_on_a_cpu_gets_its_variables() -> None:
     assert command.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert command.env["OMP_NUM_THREADS"] == "2"
     assert "--enforce-eager" in command.argv
+    assert "--no-enable-chunked-prefill" in command.argv
 
 
 def test_one_vllm_is_started_for_each_group_of_tp_gpus() -> None:

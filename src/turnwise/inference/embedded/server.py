@@ -113,7 +113,7 @@ class Server:
 
         sequence = Sequence(
             prompt=prompt,
-            max_tokens=body.max_tokens,
+            max_tokens=min(body.max_tokens, self.engine.decoder.max_length - len(prompt)),  # as vLLM does
             temperature=body.temperature,
             seed=int.from_bytes(os.urandom(8)) if body.seed is None else body.seed,
             stop_ids=frozenset(body.stop_token_ids or ()) | (frozenset() if body.ignore_eos else self.eos_ids),
@@ -144,11 +144,10 @@ class Server:
             raise bad_request(f"max_tokens must be at least 1, got {body.max_tokens}.")
         if body.temperature < 0:
             raise bad_request(f"temperature must be non-negative, got {body.temperature}.")
-        length = self.engine.decoder.max_length
-        if len(ids) + body.max_tokens > length:
+        if len(ids) >= self.engine.decoder.max_length:
             raise bad_request(
-                f"This model's maximum context length is {length} tokens. However, you requested {body.max_tokens} output "
-                f"tokens and your prompt contains {len(ids)} tokens. Send a shorter prompt or a smaller max_tokens."
+                f"This model's maximum context length is {self.engine.decoder.max_length} tokens, and your prompt contains "
+                f"{len(ids)} tokens, which leaves none for a reply. Send a shorter prompt or raise seq_len."
             )
         return ids
 
