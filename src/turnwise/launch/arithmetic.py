@@ -36,15 +36,17 @@ def count_tasks(env: EnvConfig) -> int:
     """Training tasks of an environment.
 
     Raises:
-        ConfigError: the environment cannot be made with these arguments, or has no tasks.
+        ConfigError: the environment cannot be made with these arguments, has no tasks, or lacks a component that is weighed.
     """
     from turnwise.envs import make
+    from turnwise.envs.rewards import check_weights
 
     try:
         made = make(env.id, env.args)
+        check_weights(env.reward, made.component_names, env_id=env.id)
         count = len(made.tasks("train"))
     except Exception as error:  # a user's environment may raise anything: it is named, and the run does not start
-        raise ConfigError(f'orchestrator.env id = "{env.id}" cannot be made: {type(error).__name__}: {error}') from error
+        raise ConfigError(f'orchestrator.env id = "{env.id}" cannot be used: {type(error).__name__}: {error}') from error
     if count == 0:
         raise ConfigError(f'orchestrator.env id = "{env.id}" has no training tasks with args = {env.args}; correct its args.')
     return count

@@ -64,10 +64,11 @@ def test_the_tasks_of_a_real_environment_are_counted():
         ({"id": "wordel"}, "wordle"),
         ({"id": "wordle", "args": {"num_trian": 3}}, "num_train"),
         ({"id": "nowhere.module:Env"}, "nowhere"),
+        ({"id": "wordle", "reward": {"weights": {"wn": 2.0}}}, "its components are .*win"),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_named_with_the_reason(env: dict[str, object], words: str):
     table = RLConfig.model_validate({"orchestrator": {"env": [env]}}).orchestrator.env[0]
     with pytest.raises(ConfigError, match=words) as caught:
         count_tasks(table)
-    assert f'orchestrator.env id = "{env["id"]}" cannot be made' in str(caught.value)
+    assert f'orchestrator.env id = "{env["id"]}" cannot be used' in str(caught.value)

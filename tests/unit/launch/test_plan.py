@@ -87,7 +87,7 @@ def test_a_host_that_is_not_this_machine_is_refused():
         ({"stop": {"success_when": "running_mean(total_reward >"}}, r"\[stop\]"),
         ({"model": {"chat_template": "nowhere.jinja"}}, r'model\.chat_template = "nowhere\.jinja": no such file'),
         ({"model": {"name": "./nowhere"}}, r'model\.name = "\./nowhere"'),
-        ({"orchestrator": {"env": [{"id": "wordel"}]}}, r'orchestrator\.env id = "wordel" cannot be made'),
+        ({"orchestrator": {"env": [{"id": "wordel"}]}}, r'orchestrator\.env id = "wordel" cannot be used'),
     ],
 )
 def test_what_is_named_and_not_there_is_refused_before_anything_starts(
