@@ -297,14 +297,16 @@ async def test_the_next_turn_agrees_with_a_fresh_forward_pass(client: InferenceC
 
 
 async def test_a_reply_ends_where_the_context_does(client: InferenceClient, base: Any) -> None:
-    reply = await sample(client, PROMPT, max_tokens=2000, temperature=0.0)
+    reply = await sample(client, PROMPT, max_tokens=510, temperature=0.0)
     assert len(PROMPT) + len(reply.token_ids) <= 512
     assert gap(base, PROMPT, reply) < TOLERANCE
 
 
-async def test_a_prompt_beyond_the_context_is_refused(client: InferenceClient) -> None:
+async def test_what_can_never_fit_the_context_is_refused(client: InferenceClient) -> None:
     with pytest.raises(EngineError, match="maximum context length"):
         await sample(client, [5] * 513)
+    with pytest.raises(EngineError, match="max_tokens=513"):
+        await sample(client, PROMPT, max_tokens=513)
 
 
 def _free_port() -> int:

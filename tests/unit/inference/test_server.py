@@ -93,6 +93,7 @@ async def test_without_a_seed_replies_differ(http: Running) -> None:
         ({"prompt": [[1], [2]]}, 400, "invalid request body"),
         ({"max_tokens": 0}, 400, "max_tokens must be at least 1"),
         ({"prompt": [5] * 200}, 400, "maximum context length is 200"),
+        ({"max_tokens": 201}, 400, "cannot be greater than max_model_len=200"),
         ({"max_tokens": "many"}, 400, "max_tokens"),
         ({"temperature": -0.1}, 400, "non-negative"),
         ({"top_p": 0.9}, 400, "top_p"),

@@ -142,12 +142,15 @@ class Server:
             raise bad_request("n, stream, top_p and top_k are not supported; send n requests without them.")
         if body.max_tokens < 1:
             raise bad_request(f"max_tokens must be at least 1, got {body.max_tokens}.")
+        length = self.engine.decoder.max_length
+        if body.max_tokens > length:
+            raise bad_request(f"max_tokens={body.max_tokens} cannot be greater than max_model_len={length}; raise seq_len.")
         if body.temperature < 0:
             raise bad_request(f"temperature must be non-negative, got {body.temperature}.")
-        if len(ids) >= self.engine.decoder.max_length:
+        if len(ids) >= length:
             raise bad_request(
-                f"This model's maximum context length is {self.engine.decoder.max_length} tokens, and your prompt contains "
-                f"{len(ids)} tokens, which leaves none for a reply. Send a shorter prompt or raise seq_len."
+                f"This model's maximum context length is {length} tokens, and your prompt contains {len(ids)} "
+                f"tokens, which leaves none for a reply. Send a shorter prompt or raise seq_len."
             )
         return ids
 
