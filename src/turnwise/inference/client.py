@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import aiohttp
 import msgspec
 
+from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.replicas import Replica, Replicas
 from turnwise.inference.wire import CompletionRequest, CompletionResponse, RpcResponse, error_message
@@ -23,24 +23,6 @@ HEALTH_POLL_S = 0.2
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd: continuation seeds of one request never meet
 JSON_HEADERS = {"Content-Type": "application/json"}
 TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One reply: sampled ids with the stop token, their logprobs in nats, and which version sampled which part."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    spans: tuple[tuple[int, int], ...]  # (policy version, tokens), in order
-
-    def __post_init__(self) -> None:
-        if len(self.token_ids) != len(self.logprobs) or len(self.token_ids) != sum(n for _, n in self.spans):
-            raise ValueError(
-                f"{len(self.token_ids)} token ids, {len(self.logprobs)} logprobs, spans {self.spans}: lengths differ"
-            )
 
 
 class InferenceClient:
@@ -124,7 +106,7 @@ class InferenceClient:
             ids += choice_ids
             logprobs += choice_logprobs
             if choice_ids:
-                _extend(spans, self.served if version is None else version, len(choice_ids))
+                extend_spans(spans, self.served if version is None else version, len(choice_ids))
             if reason == "abort" and len(ids) < max_tokens:
                 request.prompt = [*prompt_ids, *ids]
                 request.max_tokens = max_tokens - len(ids)
@@ -212,7 +194,7 @@ class InferenceClient:
             if attempt:
                 await asyncio.sleep(_backoff(attempt))
             if not self._running.is_set():
-                await asyncio.wait_for(self._running.wait(), self._timeout.total)
+                await self._wait_resumed()
             replica = self.replicas.choose(affinity, failed)
             replica.load += 1
             try:
@@ -234,6 +216,12 @@ class InferenceClient:
                 raise EngineError(reason)
             failed.append(replica)
         raise EngineUnavailable(f"no completion after {self.max_retries + 1} attempts; the last one: {reason}")
+
+    async def _wait_resumed(self) -> None:
+        try:
+            await asyncio.wait_for(self._running.wait(), self._timeout.total)
+        except TimeoutError:
+            raise EngineUnavailable(f"generation was paused for more than {self._timeout.total} s") from None
 
     async def _everywhere(self, method: str, path: str, body: object, done_already: str | None = None) -> list[bytes]:
         """The same administrative request to every replica; see `_admin`."""
@@ -290,10 +278,3 @@ class InferenceClient:
 
 def _backoff(attempt: int) -> float:
     return min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1))
-
-
-def _extend(spans: list[tuple[int, int]], version: int, count: int) -> None:
-    if spans and spans[-1][0] == version:
-        spans[-1] = (version, spans[-1][1] + count)
-    else:
-        spans.append((version, count))

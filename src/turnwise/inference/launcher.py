@@ -75,9 +75,14 @@ def lora_rank_limit(rank: int) -> int:
     raise ConfigError(f"trainer.model.lora.rank = {rank} is more than vLLM serves ({VLLM_LORA_RANKS[-1]}); use a smaller rank.")
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use: a pinned process that starts a thread for every core of the machine crawls."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _embedded(config: RLConfig, config_path: Path, port: int, replicas: int) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "turnwise.inference.embedded", "--config", str(config_path), "--port", str(port)]
-    threads = config.inference.embedded.threads or max(1, (os.cpu_count() or 1) // replicas)
+    threads = config.inference.embedded.threads or max(1, usable_cores() // replicas)
     return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -116,7 +121,7 @@ def _lora_flags(config: RLConfig) -> dict[str, Any]:
     lora = config.trainer.model.lora
     if lora is None:
         return {}
-    versions = config.inference.max_loras or config.orchestrator.max_staleness + 2
+    versions = config.inference.max_loras or config.orchestrator.max_staleness + 3
     return {"enable-lora": True, "max-loras": versions, "max-cpu-loras": versions, "max-lora-rank": lora_rank_limit(lora.rank)}
 
 
@@ -127,7 +132,7 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     if not on_gpu:
-        threads = config.inference.embedded.threads or os.cpu_count() or 1
+        threads = config.inference.embedded.threads or usable_cores()
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

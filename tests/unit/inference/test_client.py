@@ -158,6 +158,13 @@ async def test_the_spans_name_the_version_that_sampled_each_part() -> None:
         assert (await request).spans == ((3, 2), (4, 2))
 
 
+async def test_a_pause_that_never_ends_meets_the_deadline() -> None:
+    async with ScriptedEngine([[5]]) as engine, opened(engine, timeout_s=0.2) as client:
+        await client.pause()
+        with pytest.raises(EngineUnavailable, match="paused for more than"):
+            await ask(client)
+
+
 async def test_adapters_are_loaded_and_unloaded_on_every_replica() -> None:
     async with ScriptedEngine() as one, ScriptedEngine() as two, opened(one, two) as client:
         await client.load_adapter(3, "/weights/v3")

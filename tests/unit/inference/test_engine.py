@@ -139,3 +139,18 @@ def test_an_exception_in_a_call_reaches_its_caller(engine: Engine) -> None:
     with pytest.raises(ValueError, match="planted"):
         engine.call(broken).result(60)
     assert Request(engine, [5]).result().finish_reason == "length"
+
+
+def test_a_request_that_cannot_be_admitted_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    admit = engine.decoder.admit
+
+    def picky(item: Sequence) -> int:
+        if len(item.prompt) > 3:
+            raise MemoryError("planted")
+        return admit(item)
+
+    monkeypatch.setattr(engine.decoder, "admit", picky)
+    long, short = Request(engine, [5, 6, 7, 8]), Request(engine, [5, 6, 7])
+    assert long.result().error == "MemoryError: planted"
+    assert short.result().finish_reason == "length"
+    assert engine.alive

@@ -92,6 +92,20 @@ def test_an_unloaded_name_can_be_loaded_anew(decoder: LeanDecoder, folders: dict
         assert decoder.adapters == []
 
 
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_name_loaded_in_place_leaves_nothing_of_the_old_adapter(
+    generic: bool, decoder: LeanDecoder, model_folder: Path, folders: dict[str, tuple[Path, Any]]
+) -> None:
+    engine = GenericDecoder(load_model(model_folder, torch.float32), max_length=256) if generic else decoder
+    prompt = random_prompts(1, longest=60)[0] * 3
+    for name in ("v0", "v1"):
+        folder, reference = folders[name]
+        engine.load_adapter("v", folder)
+        item = sequence(prompt, adapter="v")
+        run(engine, [item])
+        assert item.logprobs == pytest.approx(reference_logprobs(reference, item.tokens)[len(prompt) - 1 :], abs=3e-5)
+
+
 def _missing_config(folder: Path) -> None:
     (folder / "adapter_config.json").unlink()
 

@@ -33,7 +33,7 @@ def build_server(config: RLConfig) -> Server:
         model,
         max_length=max_length(config, model.config),
         cache_bytes=embedded.prefix_cache_mb * 2**20,
-        deterministic=embedded.deterministic or config.orchestrator.max_staleness == 0,
+        deterministic=bool(embedded.deterministic),
     )
     engine = Engine(decoder, max_batch_size=embedded.max_batch_size)
     engine.start()

@@ -56,6 +56,11 @@ class Engine:
         self._thread.join()
 
     @property
+    def alive(self) -> bool:
+        """Whether the worker thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def running(self) -> int:
         return len(self.decoder.rows)
 
@@ -149,7 +154,14 @@ class Engine:
     def _admit(self) -> None:
         budget = PREFILL_TOKENS
         while budget > 0 and self._waiting and len(self.decoder.rows) < self.max_batch_size:
-            cost = self.decoder.admit(self._waiting.popleft())
+            sequence = self._waiting.popleft()
+            try:
+                cost = self.decoder.admit(sequence)
+            except Exception as error:  # no memory for its keys and values: this request fails, the others go on
+                log.exception("a request of %d tokens could not be admitted", len(sequence.prompt))
+                sequence.error = f"{type(error).__name__}: {error}"
+                self._finish(sequence, "error")
+                continue
             self.prompted += cost
             budget -= cost
 

@@ -56,6 +56,8 @@ class GenericDecoder:
         read_config(folder)
         tensors = read_tensors(folder)
         self._check(folder, tensors)
+        if name in self._tensors:
+            self.unload_adapter(name)
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self._base, str(folder), adapter_name=name)
         else:

@@ -47,7 +47,6 @@ class LeanDecoder:
         row = len(self._rows)
         used = [s.computed for s in self._rows]
         self._kv.reserve(row + 1, min(len(sequence.prompt) + sequence.max_tokens, self.max_length), used)
-        self._rows.append(sequence)
         sequence.computed = 0
         if not self.deterministic:
             found = self.prefixes.longest(sequence.adapter, sequence.tokens)
@@ -57,6 +56,7 @@ class LeanDecoder:
                 self._kv.write(row, entry.kv[:, :count])
                 sequence.computed = count
                 self.prefixes.hits += count
+        self._rows.append(sequence)
         return len(sequence.tokens) - sequence.computed
 
     def step(self) -> tuple[list[Sequence], Tensor]:
@@ -79,6 +79,7 @@ class LeanDecoder:
 
     def load_adapter(self, name: str, folder: Path) -> None:
         self._adapters.load(name, folder)
+        self.prefixes.forget(name)  # of an adapter that had the name before
 
     def unload_adapter(self, name: str) -> None:
         self._adapters.unload(name)

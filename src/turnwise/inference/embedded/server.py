@@ -67,7 +67,7 @@ class Server:
         return app
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=200 if self.engine.alive else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
         names = [self.model, *self.engine.decoder.adapters]
@@ -91,7 +91,8 @@ class Server:
         adapter = self._adapter(body.model)
         prompt_logprobs = None
         if body.prompt_logprobs is not None:
-            prompt_logprobs = await _finish(self.engine.call(lambda: self.engine.decoder.prompt_logprobs(prompt, adapter)))
+            prompt_logprobs = await _finish(self.engine.call(lambda: self._prompt_logprobs(prompt, adapter)))
+            adapter = self._adapter(body.model)  # it may have been unloaded meanwhile
         sequence = await self._generate(body, prompt, adapter)
         choice = _choice(body, sequence, prompt_logprobs)
         sampled = len(sequence.logprobs)
@@ -99,6 +100,11 @@ class Server:
         name = self.model if adapter is None else adapter
         answer = ServedCompletion(f"cmpl-{next(self._numbers)}", name, int(time.time()), [choice], usage)
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    def _prompt_logprobs(self, prompt: list[int], adapter: str | None) -> list[float]:
+        if adapter is not None and adapter not in self.engine.decoder.adapters:
+            raise not_found(f"The model `{adapter}` does not exist.")
+        return self.engine.decoder.prompt_logprobs(prompt, adapter)
 
     async def _generate(self, body: CompletionBody, prompt: list[int], adapter: str | None) -> Sequence:
         loop = asyncio.get_running_loop()
