@@ -16,9 +16,9 @@ class EmbeddedConfig(Config):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the engine; all cores when unset."""
 
-    deterministic: bool = False
-    """Make a reply a function of (prompt, seed, version) alone, whatever else is in the batch. Slower; set by itself when
-    `orchestrator.max_staleness = 0`, so that a resumed run repeats to the bit."""
+    deterministic: bool | None = None
+    """Make a reply a function of (prompt, seed, version) alone, whatever else is in the batch: slower, but a resumed run repeats
+    to the bit. On with `orchestrator.max_staleness = 0` when unset, else off."""
 
     prefix_cache_mb: int = Field(default=1024, ge=0)
     """Memory for keys and values of recent prompts and replies, in MiB; the next turn of a rollout computes only what is new."""
@@ -43,7 +43,7 @@ class InferenceConfig(Config):
     """Tensor parallelism of one replica."""
 
     max_loras: int | None = Field(default=None, ge=2)
-    """Adapter versions kept loaded; `orchestrator.max_staleness + 2` when unset."""
+    """Adapter versions kept loaded; `orchestrator.max_staleness + 3` when unset: one for an evaluation that runs beside."""
 
     startup_timeout_s: float = Field(default=900.0, gt=0)
     """Seconds an engine may take until `/health` answers."""

@@ -27,6 +27,8 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
     rollouts = [r for judged in groups if judged.fate in (Fate.SIGNAL, Fate.EQUAL) for r in judged.group.valid]
     every = [r for judged in groups for r in (*judged.group.rollouts, *judged.group.failed_attempts)]
     tokens = sum(rollout.sampled_tokens for rollout in every)
+    # rollouts that ran beside an earlier batch are ready at once: what they took bounds the rate then
+    producing = max([seconds, *(rollout.timing["total_s"] for rollout in every)])
     return {
         **_rewards(rollouts),
         **_advantages(samples),
@@ -40,7 +42,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         "timing/rollout_s": fmean(r.timing["total_s"] for r in rollouts) if rollouts else 0.0,
         "timing/env_s": fmean(r.timing["env_s"] for r in rollouts) if rollouts else 0.0,
         "timing/batch_s": seconds,
-        "throughput/tokens_per_s": tokens / seconds if seconds > 0 else 0.0,
+        "throughput/tokens_per_s": tokens / producing if producing > 0 else 0.0,
     }
 
 

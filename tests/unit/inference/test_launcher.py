@@ -36,7 +36,7 @@ def test_vllm_serves_the_base_model_and_adapters_with_processed_logprobs() -> No
     assert flag(command.argv, "--logprobs-mode") == "processed_logprobs"
     assert flag(command.argv, "--generation-config") == "vllm"
     assert flag(command.argv, "--served-model-name") == "some/model"
-    assert flag(command.argv, "--max-loras") == "3"  # max_staleness 1, and two
+    assert flag(command.argv, "--max-loras") == "4"  # max_staleness 1, and three
     assert flag(command.argv, "--max-lora-rank") == "16"
     assert flag(command.argv, "--max-model-len") == "2049"
     assert "--enable-lora" in command.argv

@@ -48,7 +48,7 @@ def test_everything_is_filled_in(tmp_path: Path, tiny_model: Path, monkeypatch: 
     assert filled.model.name == str(tiny_model.resolve())
     assert filled.inference.dp == 1
     assert is_free(filled.inference.host, filled.inference.port or 0)
-    assert (filled.inference.max_loras, filled.orchestrator.max_inflight) == (4, 96)
+    assert (filled.inference.max_loras, filled.orchestrator.max_inflight) == (5, 96)
     assert not filled.inference.embedded.deterministic
     write_resolved(filled, tmp_path / "config.toml")
     assert load_config(tmp_path / "config.toml").model_dump() == filled.model_dump()
