@@ -185,10 +185,12 @@ def _remember(origin: dict[str, str], tables: Mapping[str, Any], source: str, pr
 
 
 def _origin(key: str, origin: Mapping[str, str]) -> str | None:
-    """Where the key, or else the table or list that holds it, was written."""
+    """Where the key, or else something in it, or else the table or list that holds it, was written."""
     while key:
         if key in origin:
             return origin[key]
+        if inside := next((name for name in origin if name.startswith(f"{key}.")), None):
+            return origin[inside]
         key = key[: key.rindex("[")] if key.endswith("]") else key.rpartition(".")[0]
     return None
 

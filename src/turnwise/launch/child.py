@@ -8,9 +8,11 @@ import urllib.request
 from collections import deque
 from pathlib import Path
 
-from turnwise.launch.plan import ProcessSpec
+from turnwise.launch.plan import RANK_PREFIX, ProcessSpec
 
 HEALTH_TIMEOUT_S = 1.0
+TORCHRUN_LINES = 400  # torchrun ends with a traceback of its own and a summary, some 60 lines, below those of the ranks
+TORCHRUN_ENDING = "exitcode  :"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are on this host: never ask a proxy
 
 
@@ -64,8 +66,13 @@ class Child:
         return self.healthy
 
     def last_lines(self, count: int) -> list[str]:
-        """The last lines that this start of the process wrote."""
-        return tail(self.spec.log, count, since=self._start)
+        """The last lines that this start of the process wrote; of torchrun's own only how the worker ended."""
+        if self.spec.role != "trainer":
+            return tail(self.spec.log, count, since=self._start)
+        lines = tail(self.spec.log, TORCHRUN_LINES, since=self._start)
+        ending = [line for line in lines if line.lstrip().startswith(TORCHRUN_ENDING)][-1:]
+        own = [line for line in lines if line.startswith(RANK_PREFIX)]
+        return [*own[-(count - len(ending)) :], *ending] if own else lines[-count:]
 
     def ending(self) -> str:
         """How it ended, in words."""

@@ -21,7 +21,9 @@ def ending_lines(outcome: Outcome, run_dir: RunDir, progress: Progress, resume_c
     if run_dir.report.exists():
         lines.append(f"Report: {run_dir.report}")
     if outcome.code != ExitCode.DONE:
-        lines.append(f"Go on with: {resume_command}" if checkpoints else "There is no checkpoint yet: start again with --clean.")
+        lines.append(
+            f"Go on with: {resume_command}" + ("" if checkpoints else "  (no checkpoint yet: from the recorded batches)")
+        )
     return lines
 
 

@@ -13,6 +13,7 @@ from turnwise.launch.survivors import RUN_ID
 from turnwise.transport import RunDir
 
 LOOPBACK = "127.0.0.1"
+RANK_PREFIX = "[rank "  # begins each line of a trainer process in the log
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _trainer(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...
         *("--log-dir", str(run_dir.logs / "torchrun"), "--tee", "3"),
     )
     gpus = tuple(config.gpus.trainer)
-    prefix = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] "}
+    prefix = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": f"{RANK_PREFIX}${{rank}}] "}
     env = {**shared, **_devices(gpus), **_threads(config.trainer.threads, processes), **prefix}
     if not gpus and sys.platform == "linux":
         env["GLOO_SOCKET_IFNAME"] = "lo"  # gloo otherwise looks up the host's name, which not every machine can

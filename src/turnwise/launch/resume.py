@@ -28,10 +28,11 @@ def resumed_request(request: Request, root: Path) -> Request:
     """The saved configuration of the run at `root` with the flags of this command, and a notice about what does not count.
 
     Raises:
-        ConfigError: no run is there, or a flag changes what a run keeps for life.
+        ConfigError: no run is there, another version of turnwise wrote it, or a flag changes what a run keeps for life.
     """
     config_file = run_dir_of(root).config
     saved = read_toml(config_file)
+    check(Request(saved, {}, dict.fromkeys(_leaves(saved), str(config_file))))
     flags = request.flags
     for key in _leaves(flags):
         if key.startswith(FIXED) and str(_at(flags, key)) != str(_at(saved, key)):

@@ -155,7 +155,7 @@ def test_the_end_tells_before_and_after(tmp_path: Path):
 def test_a_run_that_was_cut_says_how_to_go_on(tmp_path: Path, code: ExitCode, heading: str):
     outcome = Outcome(code, "the reason", ("last", "words"))
     without = ending_lines(outcome, RunDir(tmp_path), Progress(4), "rl @ x.toml --resume")
-    assert without[-1] == "There is no checkpoint yet: start again with --clean."
+    assert without[-1] == "Go on with: rl @ x.toml --resume  (no checkpoint yet: from the recorded batches)"
     (tmp_path / "checkpoints" / "step_2").mkdir(parents=True)
     lines = ending_lines(outcome, RunDir(tmp_path), Progress(4), "rl @ x.toml --resume")
     assert lines[:6] == ["", "Its last lines:", "  last", "  words", "", f"{heading} at step 0 of 4: the reason"]

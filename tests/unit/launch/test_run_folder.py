@@ -163,6 +163,14 @@ def test_what_a_run_keeps_for_life_cannot_be_changed(tmp_path: Path, flags: list
         resumed(tmp_path, f"max_steps = 6\n{FILES}", *flags)
 
 
+def test_a_saved_configuration_that_no_longer_fits_is_told_with_its_file(tmp_path: Path):
+    saved_run(tmp_path / "run")
+    with (tmp_path / "run" / "config.toml").open("a") as file:
+        file.write("\n[removed_since]\nx = 1\n")
+    with pytest.raises(ConfigError, match=r"(?s)removed_since: there is no such key.*run/config\.toml\]"):
+        resumed(tmp_path, f"max_steps = 6\n{FILES}")
+
+
 def test_a_fixed_key_may_be_repeated(tmp_path: Path):
     saved_run(tmp_path / "run")
     assert resumed(tmp_path, f"max_steps = 6\n{FILES}", "--seed", "0").tables["seed"] == "0"

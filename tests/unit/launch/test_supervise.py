@@ -104,6 +104,24 @@ def test_a_failure_shows_the_last_twenty_lines_of_the_process(tmp_path: Path, ru
     assert outcome.log_tail == tuple(f"line {i}" for i in range(30, 50))
 
 
+def test_of_a_trainer_its_own_words_are_shown_and_not_those_of_torchrun(tmp_path: Path, run_id: str, port: int):
+    talker = """
+    for i in range(3): print(f"[rank 0] mine {i}")
+    for i in range(60): print("  File torchrun.py", i)
+    print("    exitcode  : -11 (pid: 5)  (SIGSEGV)")
+    print("=====")
+    raise SystemExit(1)
+    """
+    plan = plan_of(tmp_path, run_id, port, trainer=talker, orchestrator=polite(tmp_path, "o", seconds=60))
+    outcome = supervise(plan, run_id)
+    assert outcome.log_tail == (
+        "[rank 0] mine 0",
+        "[rank 0] mine 1",
+        "[rank 0] mine 2",
+        "    exitcode  : -11 (pid: 5)  (SIGSEGV)",
+    )
+
+
 def test_the_trainer_saves_a_checkpoint_when_another_process_fails(tmp_path: Path, run_id: str, port: int):
     trainer = polite(tmp_path, "t", seconds=60, then=checkpoint_then_exit(tmp_path))
     outcome = supervise(plan_of(tmp_path, run_id, port, trainer=trainer, orchestrator="raise SystemExit(1)"), run_id)
