@@ -34,8 +34,8 @@ def test_an_empty_folder_has_no_warning(tmp_path: Path) -> None:
         ),
         ({"response_length/cut/share": lambda x: 0.3}, "Too long for the limits"),
         ({"actor/entropy": lambda x: 2 * (1 - x) ** 4}, "Entropy collapse"),
-        ({"mismatch/logprob_abs/mean": lambda x: 0.2 * x}, "Engine and trainer disagree"),
-        ({"mismatch/kl/mean": lambda x: 0.05}, "Engine and trainer disagree"),
+        ({"mismatch/logprob_abs/mean": lambda x: 0.2 * x, "staleness/max": lambda x: 0.0}, "Engine and trainer disagree"),
+        ({"mismatch/kl/mean": lambda x: 0.05, "staleness/max": lambda x: 0.0}, "Engine and trainer disagree"),
         ({"rollouts/errored/count": lambda x: 3.0}, "Rollouts ended with errors"),
         ({"monitor/nonfinite/count": lambda x: 1.0}, "Metrics were NaN or infinite"),
         ({"groups/stale/count": lambda x: 2.0}, "Groups were too old to train on"),
@@ -78,3 +78,8 @@ def test_errors_are_counted_by_what_they_say(tmp_path: Path) -> None:
     (found,) = findings(Run.load(root))
     assert "80 errored rollouts over 40 steps" in found.evidence
     assert '8 × "TimeoutError: step took 60 s"' in found.evidence
+
+
+def test_the_policys_own_progress_on_stale_batches_is_no_mismatch(tmp_path: Path) -> None:
+    root = plant_run(tmp_path / "run", metrics={"mismatch/kl/mean": lambda x: 0.05, "staleness/max": lambda x: 1.0})
+    assert titles(root) == set()
