@@ -36,7 +36,7 @@ def build_server(config: RLConfig) -> Server:
         model,
         max_length=max_length(config, model.config),
         cache_bytes=embedded.prefix_cache_mb * 2**20,
-        deterministic=bool(embedded.deterministic),
+        deterministic=deterministic,
     )
     engine = Engine(decoder, max_batch_size=embedded.max_batch_size)
     engine.start()
