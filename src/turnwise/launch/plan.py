@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.config import RLConfig
+from turnwise.inference.launcher import engine_commands, usable_cores
 from turnwise.launch.ports import free_range
 from turnwise.launch.survivors import RUN_ID
 from turnwise.transport import RunDir
@@ -59,8 +60,6 @@ def compose(config: RLConfig, *, run_id: str, resume_step: int | None = None) ->
 
 def engines(config: RLConfig, shared: Mapping[str, str]) -> list[ProcessSpec]:
     """The inference replicas of a resolved configuration."""
-    from turnwise.inference.launcher import engine_commands
-
     run_dir, per_replica = RunDir(config.output_dir), config.inference.tp
     specs: list[ProcessSpec] = []
     for index, command in enumerate(engine_commands(config, run_dir.config, gpus=config.gpus.inference)):
@@ -114,13 +113,8 @@ def _devices(gpus: tuple[int, ...]) -> dict[str, str]:
 
 def _threads(threads: int | None, processes: int) -> dict[str, str]:
     """CPU threads of each process. Engine and trainer mostly take turns, so each gets all cores, and waits without spinning."""
-    count = threads or max(1, cores() // processes)
+    count = threads or max(1, usable_cores() // processes)
     return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _log(run_dir: RunDir, name: str) -> Path:

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from turnwise.config import ConfigError, RLConfig, load_config
 from turnwise.config.files import merge
+from turnwise.inference.launcher import usable_cores
 from turnwise.launch.describe import arithmetic_lines, missing_gpus
 from turnwise.launch.dry_run import dry_run
-from turnwise.launch.plan import compose, cores, engines, visible_gpus
+from turnwise.launch.plan import compose, engines, visible_gpus
 from turnwise.launch.ports import check_free, free_range, is_free
 from turnwise.launch.resolve import resolve, with_defaults, write_resolved
 from turnwise.launch.survivors import RUN_ID
@@ -112,7 +113,7 @@ def test_the_processes_of_a_cpu_run(tmp_path: Path, tiny_model: Path):
     inference, trainer, _ = plan.processes
     assert inference.health_url == f"http://127.0.0.1:{resolved.inference.port}/health"
     assert trainer.argv[trainer.argv.index("--nproc-per-node") + 1] == "2"
-    assert trainer.env["OMP_NUM_THREADS"] == str(max(1, cores() // 2))
+    assert trainer.env["OMP_NUM_THREADS"] == str(max(1, usable_cores() // 2))
     assert trainer.env["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
