@@ -9,6 +9,7 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -98,23 +99,27 @@ class TurnwiseSide:
         return [process.pid for process in self.processes]
 
     async def __aenter__(self) -> "TurnwiseSide":
-        self.processes = [self._start(spec) for spec in self.specs]
         inference = self.config.inference
-        url = f"http://{inference.host}:{inference.port}"
-        client = InferenceClient([url], model=self.config.model.name, request_timeout_s=600, max_retries=0)
-        self.client = await client.__aenter__()
-        self.policy = Policy(client, self.store, stop_ids=[])
-        await self.client.wait_healthy(START_S)
-        await self.policy.swap(await self._published(0))
+        async with AsyncExitStack() as stack:
+            stack.callback(self._stop)
+            self.processes = [self._start(spec) for spec in self.specs]
+            client = InferenceClient(
+                [f"http://{inference.host}:{inference.port}"],
+                model=self.config.model.name,
+                request_timeout_s=inference.request_timeout_s,
+                max_retries=0,
+            )
+            await stack.enter_async_context(client)
+            self.policy = Policy(client, self.store, stop_ids=[])
+            stack.push_async_callback(self.policy.close)
+            await self._published(0)
+            await client.wait_healthy(START_S)
+            await self.policy.swap(await self._published(0))
+            self.stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.policy.close()
-        await self.client.__aexit__(None, None, None)
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            process.wait(STOP_S)
+        await self.stack.aclose()
 
     async def step(self) -> dict[str, float]:
         """One step; its parts in seconds. From the newest version served to the next one served."""
@@ -135,6 +140,15 @@ class TurnwiseSide:
             "new_tokens": sum(len(reply.token_ids) for reply in replies),
             "logprob_difference": ready.metrics["mismatch/logprob_abs/max"],
         }
+
+    def _stop(self) -> None:
+        for process in self.processes:
+            process.terminate()  # torchrun passes it on to the trainer
+        for process in self.processes:
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     async def _reply(self, prompt: Sequence[int], step: int, index: int) -> Completion:
         generate = self.policy.generator(temperature=1.0, affinity=f"{step}-{index}")

@@ -30,6 +30,7 @@ import psutil
 
 from _cpu_step_work import COMPLETIONS, NEW_TOKENS, PROMPT_TOKENS, RANK
 from _turnwise_side import TurnwiseSide
+from turnwise.launch.plan import cores
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / ".venv-trl"
@@ -178,7 +179,7 @@ def hardware(threads: int) -> dict[str, Any]:
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "cpu": name,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": threads,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
@@ -203,7 +204,7 @@ async def run(folder: Path, arguments: argparse.Namespace) -> list[Row]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="measured steps of each side, after one that warms up")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each process; all cores by default")
+    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads of each process; all cores by default")
     parser.add_argument("--wait-policy", choices=["PASSIVE", "ACTIVE"], default="PASSIVE", help="OMP_WAIT_POLICY, on both sides")
     parser.add_argument("--max-ratio", type=float, help="exit with 1 where turnwise takes a larger part of TRL's wall time")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="TRL's environment, made when it is not there")
