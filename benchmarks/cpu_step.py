@@ -30,7 +30,6 @@ import psutil
 
 from _cpu_step_work import COMPLETIONS, NEW_TOKENS, PROMPT_TOKENS, RANK
 from _turnwise_side import TurnwiseSide
-from turnwise.launch.plan import cores
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / ".venv-trl"
@@ -39,6 +38,7 @@ SHOWN_VERSIONS = ("torch", "transformers", "peft", "trl")
 ASK_VERSIONS = (
     "import json, sys; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
 )
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Row = dict[str, Any]
 
 
@@ -179,7 +179,7 @@ def hardware(threads: int) -> dict[str, Any]:
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "cpu": name,
-        "cores": cores(),
+        "cores": CORES,
         "threads": threads,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
@@ -188,12 +188,17 @@ def hardware(threads: int) -> dict[str, Any]:
 
 async def run(folder: Path, arguments: argparse.Namespace) -> list[Row]:
     steps, threads = arguments.repeats + 1, arguments.threads
-    settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": arguments.wait_policy, "CUDA_VISIBLE_DEVICES": ""}
-    environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ["OMP_WAIT_POLICY"] = arguments.wait_policy  # where the plan of a run takes it from
+    settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | settings
+    theirs = {} if arguments.trl_waits == "default" else {"OMP_WAIT_POLICY": arguments.trl_waits}
     model = folder / "model"
     python = arguments.environment / "bin" / "python"
-    trl = TrlSide(python, model, folder / "trl", steps=steps, threads=threads, environment=environment)
+    trl = TrlSide(python, model, folder / "trl", steps=steps, threads=threads, environment={**environment, **theirs})
     try:
         async with TurnwiseSide(model, folder / "turnwise", steps=steps, threads=threads, environment=environment) as turnwise:
             return await alternate(trl, turnwise, arguments.repeats)
@@ -204,8 +209,13 @@ async def run(folder: Path, arguments: argparse.Namespace) -> list[Row]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="measured steps of each side, after one that warms up")
-    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads of each process; all cores by default")
-    parser.add_argument("--wait-policy", choices=["PASSIVE", "ACTIVE"], default="PASSIVE", help="OMP_WAIT_POLICY, on both sides")
+    parser.add_argument("--threads", type=int, default=CORES, help="CPU threads of each process; all cores by default")
+    parser.add_argument(
+        "--trl-waits",
+        choices=["default", "PASSIVE", "ACTIVE"],
+        default="default",
+        help="OMP_WAIT_POLICY of TRL; turnwise sets its own",
+    )
     parser.add_argument("--max-ratio", type=float, help="exit with 1 where turnwise takes a larger part of TRL's wall time")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="TRL's environment, made when it is not there")
     parser.add_argument("--folder", type=Path, help="keep model, logs and run there; a temporary folder when unset")
@@ -234,7 +244,7 @@ def main() -> int:
         "versions": versions,
     }
     work = {"completions": COMPLETIONS, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "lora_rank": RANK}
-    work |= {"dtype": "float32", "wait_policy": arguments.wait_policy}
+    work |= {"dtype": "float32", "trl_waits": arguments.trl_waits}
     ratio = summary["ratios"]["wall_s"]
     pairs = ", ".join(f"{pair:.3f}" for pair in summary["wall_ratio_of_pairs"])
     print(f"\n{json.dumps(about)}\n\n{table(summary)}\n\nturnwise takes {ratio:.3f} of TRL's time; pair by pair: {pairs}")
