@@ -9,7 +9,6 @@ from pathlib import Path
 
 from turnwise.config import RLConfig
 from turnwise.inference.launcher import engine_commands, usable_cores
-from turnwise.launch.ports import free_range
 from turnwise.launch.survivors import RUN_ID
 from turnwise.transport import RunDir
 
@@ -76,7 +75,8 @@ def _trainer(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...
     processes = config.trainer.processes or 1
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes)),
-        *("--master-addr", LOOPBACK, "--master-port", str(free_range(LOOPBACK, 1)), "--max-restarts", "0"),
+        # port 0: torchrun takes a free one when it binds; one that was free at this moment may be gone by then
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{LOOPBACK}:0", "--local-addr", LOOPBACK, "--max-restarts", "0"),
         *("--log-dir", str(run_dir.logs / "torchrun"), "--tee", "3"),
     )
     gpus = tuple(config.gpus.trainer)
