@@ -3,10 +3,13 @@
 The work: a Llama of SmolLM2-135M's shape with random weights in float32, LoRA of rank 16 on all linear layers, 8 completions
 of 64 new tokens over one prompt of 64 tokens, a reward that differs between them, one update. TRL runs in an environment of
 its own, which is made when it is not there. turnwise runs the processes of a real run, its engine and its trainer; a step ends
-when the engine serves the new weights, and that was proven. Both have the same threads and the same OpenMP settings, and wait
-without using the processor while it is the other's turn.
+when the engine serves the new weights, and that was proven. Both have the same number of threads, each with the OpenMP settings
+that it comes with, and wait without using the processor while it is the other's turn.
 
     python benchmarks/cpu_step.py --repeats 3 --json cpu_step.json --max-ratio 0.5
+
+TRL's threads spin while they wait, which is fastest on quiet cores and ten times slower on busy ones. Where other processes are
+at work, `--trl-waits PASSIVE` is the fair comparison; a line under the table says so.
 """
 
 import argparse
@@ -39,6 +42,7 @@ ASK_VERSIONS = (
     "import json, sys; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
 )
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+QUIET = 0.25  # cores kept busy by others, up to which wall times count
 Row = dict[str, Any]
 
 
@@ -248,6 +252,8 @@ def main() -> int:
     ratio = summary["ratios"]["wall_s"]
     pairs = ", ".join(f"{pair:.3f}" for pair in summary["wall_ratio_of_pairs"])
     print(f"\n{json.dumps(about)}\n\n{table(summary)}\n\nturnwise takes {ratio:.3f} of TRL's time; pair by pair: {pairs}")
+    if max(row["other_cores_busy"] for row in rows) > QUIET and arguments.trl_waits == "default":
+        print("other processes were at work, which spinning threads do not stand: wait for quiet, or give --trl-waits PASSIVE")
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "work": work, **summary, "steps": rows}, indent=1) + "\n")
     if ratio_limit is not None and ratio > ratio_limit:
