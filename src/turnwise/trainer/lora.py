@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from turnwise.config import LoraConfig
+from turnwise.kernels.onednn import product
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,8 +56,8 @@ class _LoraUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.to(x.dtype).T
-        y = linear(rows, weight)
+        low = product(rows, a.to(x.dtype))
+        y = product(rows, weight)
         y.addmm_(low, b.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
@@ -66,12 +67,12 @@ class _LoraUpdate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_low = (grad @ b.to(grad.dtype)).mul_(ctx.scale)
+        grad_low = product(grad, b.to(grad.dtype).T).mul_(ctx.scale)
         grad_b = (grad.T @ low).to(b.dtype).mul_(ctx.scale)
         grad_a = (grad_low.T @ rows).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a.to(grad.dtype)).view(ctx.shape)
+            grad_x = product(grad, weight.T).addmm_(grad_low, a.to(grad.dtype)).view(ctx.shape)
         return grad_x, None, grad_a, grad_b, None
 
 

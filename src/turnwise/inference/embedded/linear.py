@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turnwise.kernels.onednn import has_onednn
+
 ROWS_HINT = 64  # rows for which oneDNN picks the layout; 16 to 512 gave the same speed at every size, 1 a slower one
-
-
-def can_prepack() -> bool:
-    """Whether this build of torch has oneDNN's prepacked linear layer."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class PackedLinear:
@@ -22,7 +19,7 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
-        self.packed = can_prepack()
+        self.packed = has_onednn()
         dense = weight.detach().contiguous()
         self.inputs = dense.shape[1]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(dense, ROWS_HINT) if self.packed else dense

@@ -1,0 +1,1 @@
+"""Matrix products and, later, quantised layers: plain torch beside what is faster."""
