@@ -252,7 +252,7 @@ def main() -> int:
     ratio = summary["ratios"]["wall_s"]
     pairs = ", ".join(f"{pair:.3f}" for pair in summary["wall_ratio_of_pairs"])
     print(f"\n{json.dumps(about)}\n\n{table(summary)}\n\nturnwise takes {ratio:.3f} of TRL's time; pair by pair: {pairs}")
-    if max(row["other_cores_busy"] for row in rows) > QUIET and arguments.trl_waits == "default":
+    if median(row["other_cores_busy"] for row in rows) > QUIET and arguments.trl_waits == "default":
         print("other processes were at work, which spinning threads do not stand: wait for quiet, or give --trl-waits PASSIVE")
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "work": work, **summary, "steps": rows}, indent=1) + "\n")
