@@ -68,7 +68,7 @@ def _ignored(request: Request, saved: Tables) -> list[str]:
     changed = [key for key in from_files if _at(wanted, key) != _at(have, key)]
     if not changed:
         return []
-    return [f"The files changed since this run began; it keeps its own {', '.join(changed)}. Give a flag to change one."]
+    return [f"This run keeps {', '.join(changed)} as it began, which the files say otherwise; give a flag to change one."]
 
 
 def latest_checkpoint(root: Path, say: Callable[[str], None] = print) -> int:

@@ -143,7 +143,7 @@ def test_what_changed_in_the_files_is_named_and_not_applied(tmp_path: Path):
     request = resumed(tmp_path, f"max_steps = 9\nseed = 0\n{FILES}[trainer.optim]\nlr = 0.5\n")
     assert request.tables["max_steps"] == 6
     assert request.notices == (
-        "The files changed since this run began; it keeps its own max_steps, trainer.optim.lr. Give a flag to change one.",
+        "This run keeps max_steps, trainer.optim.lr as it began, which the files say otherwise; give a flag to change one.",
     )
 
 

@@ -8,13 +8,16 @@ from turnwise.config.command import check, read_command
 from turnwise.launch.arithmetic import count_tasks, training_arithmetic
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-FILES = sorted(CONFIGS.rglob("*.toml"))
+OVERLAY = CONFIGS / "cpu.toml"
+FILES = sorted(path for path in CONFIGS.rglob("*.toml") if path != OVERLAY)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_shipped_configuration_is_valid(path: Path) -> None:
     config = check(read_command(["@", str(path)]))
     assert config.max_steps or config.epochs
+    on_cpu = check(read_command(["@", str(path), "@", str(OVERLAY)]))
+    assert (on_cpu.inference.engine, on_cpu.gpus.inference, on_cpu.gpus.trainer) == ("embedded", [], [])
 
 
 def test_wordle_in_full_takes_70_epochs_of_30_steps() -> None:
