@@ -6,7 +6,8 @@
 `answers.txt`: common words (SCOWL sizes up to 35, English and American) that ENABLE has too, less regular plurals and third
 persons in -s and past forms in -ed, whose stems are words of ENABLE. `allowed.txt`: SCOWL sizes up to 80, English, American,
 British and the first class of variants, and every word of ENABLE. ENABLE is in the public domain; SCOWL's notice,
-`/usr/share/doc/scowl/copyright`, must travel with the lists. The lists are not screened for offensive words.
+`/usr/share/doc/scowl/copyright`, must travel with the lists. A few words that nobody should be asked to find are no answers
+(`NOT_ANSWERS`); they may still be guessed, and nothing else is screened.
 """
 
 import argparse
@@ -19,6 +20,9 @@ LENGTH = 5
 COMMON = ("english-words", "american-words")
 WIDE = (*COMMON, "british-words", "variant_1-words")
 COMMON_SIZE, WIDE_SIZE = 35, 80
+NOT_ANSWERS = frozenset(
+    ("bitch", "horny", "kinky", "penis", "prick", "pussy", "queer", "semen", "sperm", "spunk", "whore"),
+)
 LISTS = Path(__file__).resolve().parents[1] / "src" / "turnwise" / "envs" / "wordle"
 
 
@@ -44,7 +48,7 @@ def is_regular_form(word: str, stems: Collection[str]) -> bool:
 
 def derive(scowl: Path, enable: Collection[str]) -> tuple[list[str], list[str]]:
     """The answers and the allowed words, sorted."""
-    common = scowl_words(scowl, COMMON, COMMON_SIZE).intersection(enable)
+    common = scowl_words(scowl, COMMON, COMMON_SIZE).intersection(enable) - NOT_ANSWERS
     allowed = scowl_words(scowl, WIDE, WIDE_SIZE).union(word for word in enable if len(word) == LENGTH)
     return sorted(word for word in common if not is_regular_form(word, enable)), sorted(allowed)
 
