@@ -46,3 +46,14 @@ class RLConfig(Config):
     monitor: MonitorConfig = MonitorConfig()
     wandb: WandbConfig | None = None
     """Set the table to track the run in Weights & Biases."""
+
+    @property
+    def adapter_slots(self) -> int:
+        """Adapter versions that an engine keeps loaded: an evaluation holds one beside those of training."""
+        return self.inference.max_loras or self.orchestrator.max_staleness + 3
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the embedded engine's replies repeat to the bit."""
+        chosen = self.inference.embedded.deterministic
+        return self.orchestrator.max_staleness == 0 if chosen is None else chosen

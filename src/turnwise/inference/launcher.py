@@ -121,7 +121,7 @@ def _lora_flags(config: RLConfig) -> dict[str, Any]:
     lora = config.trainer.model.lora
     if lora is None:
         return {}
-    versions = config.inference.max_loras or config.orchestrator.max_staleness + 3
+    versions = config.adapter_slots
     return {"enable-lora": True, "max-loras": versions, "max-cpu-loras": versions, "max-lora-rank": lora_rank_limit(lora.rank)}
 
 

@@ -166,8 +166,7 @@ def _engine_parts(config: RLConfig, shape: ModelShape, engines: int, place: str)
         parts["prefix cache"] = config.inference.embedded.prefix_cache_mb * 2**20
     lora = config.trainer.model.lora
     if lora:
-        slots = config.inference.max_loras or orchestrator.max_staleness + 3
-        parts["adapters"] = slots * shape.adapter_parameters(lora.rank, lora.target_modules) * width
+        parts["adapters"] = config.adapter_slots * shape.adapter_parameters(lora.rank, lora.target_modules) * width
     return parts
 
 

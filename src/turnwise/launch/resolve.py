@@ -44,7 +44,7 @@ def with_defaults(config: RLConfig, *, max_steps: int, model: str, port: int | N
     root = config.output_dir.expanduser().resolve()
     trajectories = (config.trajectories_dir or root / "trajectories").expanduser().resolve()
     replicas = config.inference.dp or max(1, len(config.gpus.inference) // config.inference.tp)
-    staleness, deterministic = config.orchestrator.max_staleness, config.inference.embedded.deterministic
+    staleness = config.orchestrator.max_staleness
     changes: dict[str, Any] = {
         "output_dir": root,
         "trajectories_dir": trajectories,
@@ -55,8 +55,8 @@ def with_defaults(config: RLConfig, *, max_steps: int, model: str, port: int | N
         "inference": {
             "dp": replicas,
             "port": port or _port(config, replicas),
-            "max_loras": config.inference.max_loras or staleness + 3,  # an evaluation holds one beside the training versions
-            "embedded": {"deterministic": staleness == 0 if deterministic is None else deterministic},
+            "max_loras": config.adapter_slots,
+            "embedded": {"deterministic": config.deterministic},
         },
         "orchestrator": {"max_inflight": config.orchestrator.max_inflight or config.orchestrator.batch_size * (staleness + 1)},
         "trainer": {"processes": len(config.gpus.trainer) or config.trainer.processes or 1},

@@ -72,8 +72,7 @@ class Orchestrator:
         self.threads = EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
         self.player = Player(chat, self.threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s)
-        slots = config.inference.max_loras or settings.max_staleness + 3
-        self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=slots)
+        self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots)
         self.buffer = TaskBuffer(load_setups(settings.env, "train"), settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))
         self.scheduler = Scheduler(

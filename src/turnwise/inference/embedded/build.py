@@ -28,15 +28,12 @@ def build_server(config: RLConfig) -> Server:
     embedded = config.inference.embedded
     if embedded.threads is not None:
         torch.set_num_threads(embedded.threads)
-    deterministic = embedded.deterministic
-    if deterministic is None:
-        deterministic = config.orchestrator.max_staleness == 0
     model = load_model(config.model.name, DTYPES[config.model.dtype], trust_remote_code=config.model.trust_remote_code)
     decoder = build_decoder(
         model,
         max_length=max_length(config, model.config),
         cache_bytes=embedded.prefix_cache_mb * 2**20,
-        deterministic=deterministic,
+        deterministic=config.deterministic,
     )
     engine = Engine(decoder, max_batch_size=embedded.max_batch_size)
     engine.start()
