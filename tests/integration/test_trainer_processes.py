@@ -115,7 +115,7 @@ def test_four_steps_equal_two_and_a_resume_and_two_to_the_bit(runs: Runs, tmp_pa
     assert done.returncode == 0, done.stderr
     assert WeightsStore(run_dir.weights).versions() == [2, 3, 4]
     for version in (2, 3, 4):
-        assert announcement(resumed, version).sha256 == announcement(straight, version).sha256
+        assert announcement(resumed, version).digest == announcement(straight, version).digest
     for version in (3, 4):
         assert measured(announcement(resumed, version)) == measured(announcement(straight, version))
     assert checkpoint_steps(run_dir.root) == [2, 4]

@@ -137,7 +137,7 @@ class Orchestrator:
         waiting.cancel()
         assert ready is not None, "a verdict before the first version"
         await self.policy.swap(ready)
-        say(f"policy v{ready.version} is served ({ready.kind}, digest {ready.sha256[:12]} on every engine)")
+        say(f"policy v{ready.version} is served ({ready.kind}, digest {ready.digest[:12]} on every engine)")
         self._batch_clock = time.monotonic()
 
     async def _follow_versions(self) -> None:

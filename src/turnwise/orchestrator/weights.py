@@ -128,10 +128,10 @@ class Policy:
 
     def _prove(self, ready: WeightsReady, digests: Sequence[str]) -> None:
         for engine, digest in enumerate(digests):
-            if digest != ready.sha256:
+            if digest != ready.digest:
                 raise WrongWeights(
                     f"version {ready.version}: engine {engine} holds tensors with the digest {digest[:16]}..., the trainer "
-                    f"published {ready.sha256[:16]}... in {ready.path}; rollouts would come from another policy"
+                    f"published {ready.digest[:16]}... in {ready.path}; rollouts would come from another policy"
                 )
         if not digests:
             raise WrongWeights(f"version {ready.version}: no engine said which tensors it holds")

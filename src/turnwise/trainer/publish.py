@@ -8,11 +8,11 @@ from torch import Tensor
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora import peft_name, save_adapter
 from turnwise.trainer.step import Learner
-from turnwise.transport import WeightsReady, WeightsStore, tensor_digest
+from turnwise.transport import WeightsReady, WeightsStore, served_adapter, tensor_digest
 
 
 def full_tensors(learner: Learner) -> dict[str, Tensor]:
-    """What is published: whole tensors, on the CPU, under the names of the file; a collective, and empty but on rank 0.
+    """The policy's whole tensors, on the CPU, under the names of the file; a collective, and empty but on rank 0.
 
     Adapters stay float32; a whole model gets the type in which it computes, which is what engines load.
     """
@@ -73,11 +73,12 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
     """
     tensors = full_tensors(learner)
     if fsdp.rank() == 0:
+        tensors, digest = _for_engine(learner, tensors)
         ready = WeightsReady(
             version=version,
             kind="lora" if learner.lora else "full",
             path=str(store.path(version)),
-            sha256=tensor_digest(tensors),
+            digest=digest,
             metrics=metrics,
         )
         try:
@@ -88,3 +89,14 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
                 "the file system, then `rl --resume`"
             ) from error
         store.prune(keep)
+
+
+def _for_engine(learner: Learner, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """What an engine reads, and the digest of what it then holds.
+
+    vLLM computes adapters in the model's type, as this trainer does, so nothing is lost when they travel in it.
+    """
+    if learner.lora is None or learner.config.inference.engine != "vllm":
+        return tensors, tensor_digest(tensors)
+    files = {name: tensor.to(learner.dtype) for name, tensor in tensors.items()}
+    return files, tensor_digest(served_adapter(files, dtype=learner.dtype, scale=learner.lora.alpha / learner.lora.rank))

@@ -2,15 +2,17 @@
 
 from turnwise.transport.batches import BatchLog
 from turnwise.transport.control import Control, StopRequest
+from turnwise.transport.digest import served_adapter, tensor_digest
 from turnwise.transport.files import atomic_dir, wait_for, write_atomic
-from turnwise.transport.messages import NOT_SAMPLED, Batch, Progress, Sample, Served, WeightsReady
+from turnwise.transport.messages import NOT_SAMPLED, Batch, Canary, Progress, Sample, Served, WeightsReady
 from turnwise.transport.run_dir import RunDir
-from turnwise.transport.weights import WeightsStore, adapter_name, tensor_digest
+from turnwise.transport.weights import WeightsStore, adapter_name
 
 __all__ = [
     "NOT_SAMPLED",
     "Batch",
     "BatchLog",
+    "Canary",
     "Control",
     "Progress",
     "RunDir",
@@ -21,6 +23,7 @@ __all__ = [
     "WeightsStore",
     "adapter_name",
     "atomic_dir",
+    "served_adapter",
     "tensor_digest",
     "wait_for",
     "write_atomic",

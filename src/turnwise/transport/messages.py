@@ -57,14 +57,25 @@ class Batch(msgspec.Struct, frozen=True):
     max_completion_tokens: int = 0  # most tokens that one rollout may sample, for dr_grpo
 
 
+class Canary(msgspec.Struct, frozen=True):
+    """A sequence with the trainer's own logprobs, by which an engine that serves another policy gives itself away."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # of token_ids[1:] under the announced version, nats, temperature 1
+    before: list[float]  # the same under the version before
+
+
 class WeightsReady(msgspec.Struct, frozen=True):
     """The trainer's announcement of a policy version."""
 
     version: int  # optimiser steps taken
     kind: Literal["lora", "full"]
-    path: str  # folder: a PEFT adapter, or a Hugging Face checkpoint
-    sha256: str  # `tensor_digest` of its tensors
+    path: str  # folder: a PEFT adapter, a Hugging Face checkpoint, or the manifest of a broadcast
+    digest: str  # `tensor_digest` of the tensors as engines hold them
     metrics: dict[str, float] = {}  # of the step that made it
+    transfer: Literal["files", "broadcast"] = "files"
+    rendezvous: str = ""  # host:port of the trainer's store, where a broadcast begins
+    canaries: list[Canary] = []
 
 
 class Served(msgspec.Struct, frozen=True):

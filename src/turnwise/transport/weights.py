@@ -1,33 +1,16 @@
 """Published policy versions: `weights/v{n}/`, announced by the `ready.json` inside, acknowledged by `weights/served.json`."""
 
-import hashlib
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from turnwise.transport.files import atomic_dir, write_atomic
 from turnwise.transport.messages import Served, WeightsReady
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 READY = "ready.json"
-
-
-def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    import torch  # late: `rl` reads this package without loading torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def adapter_name(version: int) -> str:

@@ -86,7 +86,7 @@ def test_resuming_forgets_versions_of_the_given_up_lineage_and_replays_batches(c
     first = ready(run_dir, 2)
     run_trainer(config, resume_step=1)
     again = ready(run_dir, 2)
-    assert again.sha256 == first.sha256
+    assert again.digest == first.digest
     assert again.metrics["actor/loss"] == first.metrics["actor/loss"]
     assert ready(run_dir, 1).metrics == {}  # published anew at the resume
 
@@ -108,7 +108,7 @@ def test_a_batch_without_advantages_makes_a_version_and_a_warning(
     run_dir = RunDir(config.output_dir)
     BatchLog(run_dir.batches).write(make_batch(1, advantage=0.0))
     run_trainer(config)
-    assert ready(run_dir, 1).sha256 == ready(run_dir, 0).sha256
+    assert ready(run_dir, 1).digest == ready(run_dir, 0).digest
     assert "warning: no sample of batch 1 has an advantage" in capsys.readouterr().out
 
 
