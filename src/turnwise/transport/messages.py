@@ -63,6 +63,12 @@ class Canary(msgspec.Struct, frozen=True):
     token_ids: list[int]
     logprobs: list[float]  # of token_ids[1:] under the announced version, nats, temperature 1
     before: list[float]  # the same under the version before
+    base: list[float] = []  # the same under the base model, where the policy is an adapter on it
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.logprobs), len(self.before), len(self.base) or len(self.logprobs)}
+        if lengths != {len(self.token_ids) - 1}:
+            raise ValueError(f"a canary of {len(self.token_ids)} tokens has logprobs of lengths {lengths}; one less is right")
 
 
 class WeightsReady(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.transport import NOT_SAMPLED, Batch, BatchLog, Control, Progress, Sample, StopRequest
+from turnwise.transport import NOT_SAMPLED, Batch, BatchLog, Canary, Control, Progress, Sample, StopRequest
 
 
 def sample(**changes: Any) -> Sample:
@@ -95,6 +95,13 @@ def samples(draw: st.DrawFn) -> Sample:
     lists = [draw(st.lists(floats, min_size=size, max_size=size)) for _ in range(2)]
     ids = draw(st.lists(st.integers(0, 2**31), min_size=size, max_size=size))
     return Sample(ids, mask, *lists, versions, sum(mask), draw(st.text()), draw(st.integers(0, 2**40)), draw(st.text()))
+
+
+@pytest.mark.parametrize(("now", "before", "base"), [([-1.0], [-1.0, -2.0], []), ([-1.0, -2.0], [-1.0, -2.0], [-1.0])])
+def test_a_canary_has_one_logprob_for_each_token_but_the_first(now: list[float], before: list[float], base: list[float]) -> None:
+    assert Canary([5, 6, 7], [-1.0, -2.0], [-1.0, -2.5]).base == []
+    with pytest.raises(ValueError, match="a canary of 3 tokens has logprobs of lengths"):
+        Canary([5, 6, 7], now, before, base)
 
 
 @settings(deadline=None)
