@@ -145,7 +145,7 @@ async def orchestrator(url: str, chat: Chat, config: RLConfig) -> tuple[Cost, Co
             for one in finished:
                 builder.add(one)
             samples = builder.samples()
-            metrics = batch_metrics(builder, samples, seconds=1.0)
+            metrics = batch_metrics(builder, samples, seconds=1.0, served=0)
             msgspec.msgpack.encode(builder.build(samples, Progress(), metrics))
         assert all(rollout.ok and len(rollout.turns) == TURNS for one in finished for rollout in one.rollouts)
         threads.close()

@@ -22,8 +22,9 @@ from turnwise.config import RLConfig
 from turnwise.config.files import dump_toml
 from turnwise.inference.client import InferenceClient
 from turnwise.orchestrator.__main__ import load_progress
-from turnwise.orchestrator.loop import Orchestrator, TrainerSilent
+from turnwise.orchestrator.loop import Orchestrator
 from turnwise.orchestrator.scheduler import TooManyErrors
+from turnwise.orchestrator.versions import TrainerSilent
 from turnwise.orchestrator.weights import WrongWeights
 from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, Sample, StopRequest, WeightsStore
 

@@ -42,6 +42,8 @@ class ScriptedEngine:
     admin: list[str] = field(default_factory=list)  # administrative requests, in order
     adapters: dict[str, str] = field(default_factory=dict)  # name -> folder
     faults: list[Fault] = field(default_factory=list)  # used up one by one
+    load: dict[str, float] = field(default_factory=dict)  # values on /metrics by vLLM's name; running and waiting are the true ones
+    metrics: bool = True  # False: no such page
     running: int = 0
     peak: int = 0
 
@@ -55,6 +57,7 @@ class ScriptedEngine:
         app.add_routes(
             [
                 web.get("/health", self._health),
+                web.get("/metrics", self._metrics),
                 web.get("/v1/models", self._models),
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/load_lora_adapter", self._load),
@@ -95,6 +98,14 @@ class ScriptedEngine:
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """As much as vLLM's page has for an engine, under labels like its."""
+        if not self.metrics:
+            return _error(404, "no metrics")
+        values = {"vllm:num_requests_running": self.running, "vllm:num_requests_waiting": 0.0, **self.load}
+        lines = [f'# TYPE {name} gauge\n{name}{{engine="0",model_name="{self.model}"}} {float(v)}\n' for name, v in values.items()]
+        return web.Response(text="# HELP python_gc_objects_collected_total Objects\n" + "".join(lines))
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": name} for name in (self.model, *self.adapters)]})

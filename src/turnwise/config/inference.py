@@ -54,6 +54,11 @@ class InferenceConfig(Config):
     max_retries: int = Field(default=3, ge=0)
     """Repetitions of a request that failed in transport, on another replica where there is one."""
 
+    max_waiting_share: float = Field(default=0.25, ge=0)
+    """No rollout begins while more requests wait in the engines' queues than this share of those that run there, or while an
+    engine with a full KV cache preempts requests; rollouts in progress go on. `inf` leaves `orchestrator.max_inflight` alone to
+    limit them."""
+
     embedded: EmbeddedConfig = EmbeddedConfig()
 
     vllm: dict[str, Any] = Field(default_factory=dict)

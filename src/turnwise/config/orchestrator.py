@@ -138,3 +138,8 @@ class OrchestratorConfig(Config):
     eval: EvalConfig = EvalConfig()
     eval_env: list[EnvConfig] = Field(default_factory=list)
     """Environments of the evaluation; the training ones, on their held-out split, when empty."""
+
+    @property
+    def inflight_limit(self) -> int:
+        """Most rollouts in progress: `max_inflight`, or what fills every batch that may be under way."""
+        return self.max_inflight or self.batch_size * (self.max_staleness + 1)

@@ -12,7 +12,7 @@ import msgspec
 from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import CompletionRequest, CompletionResponse, RpcResponse, error_message
+from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, RpcResponse, error_message
 from turnwise.transport import adapter_name
 
 ADMIN_TIMEOUT_S = 300.0  # loading or reloading weights; vLLM reloads 4B parameters in well under a minute
@@ -159,8 +159,14 @@ class InferenceClient:
         await self._everywhere("POST", "/pause?mode=abort", None)
 
     async def resume(self) -> None:
-        """Go on after `pause()`, with an empty prefix cache: its blocks belong to the weights before."""
-        await self._everywhere("POST", "/reset_prefix_cache", None)
+        """Go on after `pause()`, with an empty prefix cache: its blocks belong to the weights before.
+
+        Raises:
+            EngineError: an engine still holds blocks of requests from before the pause, and cannot empty it.
+        """
+        for answer in await self._everywhere("POST", "/reset_prefix_cache", None):
+            if answer and not msgspec.json.decode(answer, type=CacheReset).success:
+                raise EngineError("POST /reset_prefix_cache: the engine could not empty its prefix cache")
         await self._everywhere("POST", "/resume", None)
         self._running.set()
 
@@ -196,7 +202,7 @@ class InferenceClient:
             if not self._running.is_set():
                 await self._wait_resumed()
             replica = self.replicas.choose(affinity, failed)
-            replica.load += 1
+            replica.sent()
             try:
                 async with self._open.post(replica.completions, data=body) as response:
                     content = await response.read()
@@ -207,7 +213,7 @@ class InferenceClient:
                 failed.append(replica)
                 continue
             finally:
-                replica.load -= 1
+                replica.returned()
             if status == 200:
                 replica.answered()
                 return self._decoder.decode(content)
@@ -253,7 +259,12 @@ class InferenceClient:
     async def _rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> list[list[Any]]:
         body = {"method": method, "args": list(args), "kwargs": kwargs or {}, "timeout": ADMIN_TIMEOUT_S}
         answers = await self._everywhere("POST", "/collective_rpc", body)
-        return [msgspec.json.decode(answer, type=RpcResponse).results for answer in answers]
+        results = [msgspec.json.decode(answer, type=RpcResponse).results for answer in answers]
+        for replica, workers in zip(self.replicas.all, results, strict=True):
+            for worker in workers:
+                if isinstance(worker, dict) and "error" in worker:
+                    raise EngineError(f"{method} {replica.url}: {worker['error']}")
+        return results
 
     async def _wait_healthy(self, replica: Replica, deadline: float, timeout_s: float) -> None:
         while True:

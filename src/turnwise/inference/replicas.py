@@ -22,6 +22,24 @@ class Replica:
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")
         self.completions = URL(f"{self.url}/v1/completions")
+        self._busy_s = 0.0  # of periods that have ended
+        self._busy_since = 0.0
+
+    def sent(self) -> None:
+        """A request is on its way."""
+        if self.load == 0:
+            self._busy_since = time.monotonic()
+        self.load += 1
+
+    def returned(self) -> None:
+        """A request has been answered or has failed."""
+        self.load -= 1
+        if self.load == 0:
+            self._busy_s += time.monotonic() - self._busy_since
+
+    def busy_s(self) -> float:
+        """Seconds so far in which at least one request was with this engine."""
+        return self._busy_s + (time.monotonic() - self._busy_since if self.load else 0.0)
 
     def failed(self) -> None:
         self.avoided_until = time.monotonic() + AVOID_S

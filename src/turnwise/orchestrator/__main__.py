@@ -16,9 +16,10 @@ from turnwise.inference.client import InferenceClient
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.launcher import engine_commands
 from turnwise.orchestrator.filters import NoSignal
-from turnwise.orchestrator.loop import Orchestrator, TrainerSilent
+from turnwise.orchestrator.loop import Orchestrator
 from turnwise.orchestrator.record import say
 from turnwise.orchestrator.scheduler import TooManyErrors
+from turnwise.orchestrator.versions import TrainerSilent
 from turnwise.orchestrator.weights import WrongWeights
 from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest
 

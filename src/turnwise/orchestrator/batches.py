@@ -43,12 +43,13 @@ class BatchBuilder:
         return sum(len(judged.group.rollouts) for judged in self.taken)
 
     def capacity(self, served_version: int, max_steps: int) -> int:
-        """Groups that may be open now: none that would be too old when trained on, none beyond the last batch.
-
-        A rollout that begins with version v may be in batch b when (b - 1) - v <= max_staleness.
-        """
-        last_batch = min(served_version + self.config.orchestrator.max_staleness + 1, max_steps)
+        """Groups that may be open now: none that would be too old when trained on, none beyond the last batch."""
+        last_batch = min(self.newest_batch(served_version), max_steps)
         return self.groups_per_batch * (last_batch - self.step + 1) - len(self.taken)
+
+    def newest_batch(self, version: int) -> int:
+        """The last batch that a rollout which begins with this version may be in: (batch - 1) - version <= max_staleness."""
+        return version + self.config.orchestrator.max_staleness + 1
 
     def add(self, group: FinishedGroup) -> JudgedGroup:
         """Judge a group and give it a place if it gets one.

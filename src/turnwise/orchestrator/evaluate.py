@@ -184,8 +184,7 @@ async def evaluate_checkpoint(
     if folder is not None:
         await _serve(client, folder, version, policy.kind)
     client.set_served(version)
-    settings = config.orchestrator
-    concurrency = settings.max_inflight or settings.batch_size * (settings.max_staleness + 1)
+    concurrency = config.orchestrator.inflight_limit
     try:
         result = await evaluator.run(policy, version, concurrency=concurrency, progress=progress)
     finally:

@@ -6,7 +6,10 @@ from typing import Any
 
 from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
+from turnwise.inference.load import LoadWatch
 from turnwise.monitor import Verdict
+from turnwise.orchestrator.admission import Admission
+from turnwise.orchestrator.balance import Balance
 from turnwise.orchestrator.batches import BatchBuilder
 from turnwise.orchestrator.buffer import TaskBuffer
 from turnwise.orchestrator.chat import load_chat
@@ -17,30 +20,17 @@ from turnwise.orchestrator.evaluate import Evaluator
 from turnwise.orchestrator.evaluations import Evaluations
 from turnwise.orchestrator.filters import Fate
 from turnwise.orchestrator.metrics import batch_metrics
-from turnwise.orchestrator.record import Recorder, say
+from turnwise.orchestrator.record import Recorder, say, say_again
 from turnwise.orchestrator.rollout import Player, RolloutSpec
 from turnwise.orchestrator.scheduler import Scheduler
 from turnwise.orchestrator.status import Pulse
+from turnwise.orchestrator.stopping import StopRun, watch_stop
 from turnwise.orchestrator.trajectories import write_trajectories
 from turnwise.orchestrator.types import Rollout
+from turnwise.orchestrator.versions import await_version
+from turnwise.orchestrator.waits import Blocked
 from turnwise.orchestrator.weights import Policy
 from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
-
-POLL_S = 0.02  # a stat() of a missing file costs about 2 us
-STOP_POLL_S = 0.25
-PATIENCE_LOG_S = 15.0  # between two lines that say what is being waited for
-
-
-class StopRun(Exception):
-    """The run is to end."""
-
-    def __init__(self, request: StopRequest) -> None:
-        super().__init__(request.reason)
-        self.request = request
-
-
-class TrainerSilent(Exception):
-    """The trainer did not publish what was due."""
 
 
 class Orchestrator:
@@ -75,8 +65,15 @@ class Orchestrator:
         self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots)
         self.buffer = TaskBuffer(load_setups(settings.env, "train"), settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))
+        self.admission = Admission(max_waiting_share=config.inference.max_waiting_share, most=settings.inflight_limit)
         self.scheduler = Scheduler(
-            settings, self.buffer, self._play, self.group, seed=config.seed, version=lambda: self.policy.version
+            settings,
+            self.buffer,
+            self._play,
+            self.group,
+            seed=config.seed,
+            version=lambda: self.policy.version,
+            admits=self.admission.allows,
         )
         self.scheduler.restore(progress)
         self.builder = BatchBuilder(config, next_batch)
@@ -91,7 +88,10 @@ class Orchestrator:
             heed=self._heed,
             changed=self._admit,
         )
-        self.pulse = Pulse(tokens=lambda: self.policy.sampled_tokens, requests=lambda: self.policy.requests)
+        self.engines = LoadWatch(client.replicas.all)
+        self.balance = Balance(client.replicas.all, self.scheduler.waits, self._levels)
+        self.pulse = Pulse(tokens=lambda: self.policy.sampled_tokens, tick=self.balance.tick)
+        self.trained = resume_step  # newest version that the trainer has published
         self.phase = "waiting for weights"
         self.ending: StopRequest | None = None  # a verdict of our own that ends the run after a last evaluation
         self._batch_clock = time.monotonic()
@@ -105,8 +105,10 @@ class Orchestrator:
         ended: StopRequest | None = None
         try:
             async with self.group:
-                helpers = [self.group.create_task(self._watch_stop()), self.group.create_task(self._beat())]
+                stopping = watch_stop(self.control, ending=lambda: self.ending is not None)
+                helpers = [self.group.create_task(stopping), self.group.create_task(self._beat())]
                 await self._serve_first()
+                helpers.append(self.group.create_task(self.engines.watch(self._load_told)))
                 batches = self.group.create_task(self._make_batches())
                 await self._follow_versions()
                 batches.cancel()
@@ -129,15 +131,16 @@ class Orchestrator:
     # --- versions -----------------------------------------------------------------------------------------------------
 
     async def _serve_first(self) -> None:
-        waiting = self.group.create_task(_say_again(f"waiting for {len(self.client.replicas.all)} engine(s)"))
+        waiting = self.group.create_task(say_again(f"waiting for {len(self.client.replicas.all)} engine(s)"))
         await self.client.wait_healthy(self.config.inference.startup_timeout_s)
         waiting.cancel()
-        waiting = self.group.create_task(_say_again(f"waiting for the trainer to publish policy v{self.first_version}"))
+        waiting = self.group.create_task(say_again(f"waiting for the trainer to publish policy v{self.first_version}"))
         ready = await self._await_version(self.first_version)
         waiting.cancel()
         assert ready is not None, "a verdict before the first version"
         await self.policy.swap(ready)
         say(f"policy v{ready.version} is served ({ready.kind}, digest {ready.digest[:12]} on every engine)")
+        self.balance.begin()
         self._batch_clock = time.monotonic()
 
     async def _follow_versions(self) -> None:
@@ -148,30 +151,25 @@ class Orchestrator:
             ready = await self._await_version(version)
             if ready is None:
                 return
+            self.trained = version
             newest = self.store.poll(version + 1) is None
             if newest or self.evaluations.due(version):
                 await self.policy.swap(ready)
-            self._heed(self.recorder.trained(ready, {"timing/swap_s": self.policy.swap_s, **self.pulse.take()}))
+                self._admit()  # at once: the engines may stand idle
+            waits = {**self.pulse.take(), **self.balance.take()}
+            self._heed(self.recorder.trained(ready, {"timing/swap_s": self.policy.swap_s, **waits}))
             self._evaluate_if_due(version)
 
     async def _await_version(self, version: int) -> WeightsReady | None:
-        """Poll for a version; None when a verdict ends the run before it comes.
-
-        Raises:
-            TrainerSilent: it did not come within `trainer.timeout_s` seconds after the trainer had what it needs to make it.
-        """
-        limit, due_since = self.config.trainer.timeout_s, None
-        while (ready := self.store.poll(version)) is None:
-            now = time.monotonic()
-            first = version == self.first_version
-            if self.ending is not None and not first:
-                return None
-            if due_since is None and (first or version < self.builder.step):
-                due_since = now
-            if due_since is not None and now - due_since > limit:
-                raise TrainerSilent(f"no policy v{version} within trainer.timeout_s = {limit:g} s; see logs/trainer.stdout")
-            await asyncio.sleep(POLL_S)
-        return ready
+        """None when a verdict ends the run before the version comes."""
+        first = version == self.first_version
+        return await await_version(
+            self.store,
+            version,
+            due=lambda: first or version < self.builder.step,
+            over=lambda: self.ending is not None and not first,
+            timeout_s=self.config.trainer.timeout_s,
+        )
 
     def _heed(self, verdict: Verdict | None) -> None:
         """Act on a verdict about the run."""
@@ -204,9 +202,15 @@ class Orchestrator:
     # --- batches ------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Tell the scheduler how many groups may be open."""
-        hold = self.ending is not None or self.evaluations.training_waits
-        self.scheduler.set_capacity(0 if hold else self.builder.capacity(self.policy.version, self.max_steps))
+        """Tell the scheduler how many groups may be open, and what that is owed to."""
+        version, builder = self.policy.version, self.builder
+        if self.ending is not None:
+            self.scheduler.set_capacity(0, Blocked.END)
+        elif self.evaluations.training_waits:
+            self.scheduler.set_capacity(0, Blocked.EVALUATION)
+        else:
+            why = Blocked.STALENESS if builder.newest_batch(version) < self.max_steps else Blocked.END
+            self.scheduler.set_capacity(builder.capacity(version, self.max_steps), why)
 
     async def _make_batches(self) -> None:
         while self.builder.step <= self.max_steps:
@@ -220,6 +224,7 @@ class Orchestrator:
                 say(f"batch {self.builder.step}: no group of round {rounds} of at most {most} carries signal; again")
             if self.builder.complete:
                 await self._emit()
+        self.balance.end()
 
     async def _emit(self) -> None:
         """Write the batch that is complete and begin the next."""
@@ -243,22 +248,29 @@ class Orchestrator:
     def _write(self, builder: BatchBuilder, progress: Progress, seconds: float) -> dict[str, float]:
         """Write a batch with its trajectories, off the event loop, and return its metrics."""
         samples = builder.samples()
-        metrics = batch_metrics(builder, samples, seconds=seconds)
+        metrics = batch_metrics(builder, samples, seconds=seconds, served=self.policy.version)
         write_trajectories(self.trajectories, builder)
         self.log.write(builder.build(samples, progress, metrics))
         return metrics
 
     # --- beside the work ----------------------------------------------------------------------------------------------
 
-    async def _watch_stop(self) -> None:
-        while True:  # the request is a file, which nothing announces
-            request = self.control.stop_request()
-            if request is not None and self.ending is None:
-                raise StopRun(request)
-            await asyncio.sleep(STOP_POLL_S)
-
     async def _beat(self) -> None:
         await self.pulse.beat(self.status_file, self._status)
+
+    def _load_told(self) -> None:
+        """The engines have said how busy they are."""
+        self.balance.loads(self.engines.loads)
+        self.admission.update(self.engines.loads, self.scheduler.inflight)
+        self.scheduler.pump()
+
+    def _levels(self) -> dict[str, float]:
+        return {
+            "queue/inflight/mean": self.scheduler.inflight,
+            "queue/groups/mean": self.scheduler.finished.qsize() + len(self.builder.taken),
+            "queue/batches/mean": max(0, self.builder.step - 1 - self.trained - 1),  # one of those written is being trained on
+            "perf/evaluation/share": float(self.evaluations.open > 0),
+        }
 
     def _status(self) -> dict[str, Any]:
         version = max(self.policy.version, 0)
@@ -268,6 +280,8 @@ class Orchestrator:
             "filled": self.builder.rollouts,
             "batch_size": self.config.orchestrator.batch_size,
             "inflight": self.scheduler.inflight,
+            "held_by": self.scheduler.waits.state,
+            "engines_waiting": sum(load.waiting for load in self.engines.loads if load is not None),
             "version": version,
             "lag": max(0, self.builder.step - 1 - version),
             "eval_done": self.evaluator.done,
@@ -280,11 +294,3 @@ class Orchestrator:
         if self.scheduler.inflight:
             return "rollouts"
         return "evaluating" if self.evaluator.total else "waiting for trainer"
-
-
-async def _say_again(text: str) -> None:
-    """Say what is being waited for, now and then, until cancelled."""
-    began = time.monotonic()
-    while True:
-        say(f"{text} ({time.monotonic() - began:.0f} s)")
-        await asyncio.sleep(PATIENCE_LOG_S)

@@ -14,7 +14,7 @@ from turnwise.transport import Sample
 Metrics = dict[str, float]
 
 
-def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: float) -> Metrics:
+def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: float, served: int) -> Metrics:
     """What the rollouts of a batch were like.
 
     Rewards, lengths and components are means over every judged rollout without error that was fresh enough, filtered groups
@@ -22,6 +22,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
 
     Args:
         seconds: since the batch before was complete.
+        served: version that the engines serve now.
     """
     groups = builder.in_order()
     rollouts = [r for judged in groups if judged.fate in (Fate.SIGNAL, Fate.EQUAL) for r in judged.group.valid]
@@ -37,6 +38,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         **mean_by_name("env", (rollout.metrics for rollout in rollouts)),
         **{f"stop_reason/{reason}/count": float(n) for reason, n in Counter(r.stop_reason for r in every).items()},
         **_staleness(samples, builder.step),
+        "staleness/lag": float(builder.step - 1 - served),
         **_groups(builder),
         "rollouts/errored/count": float(sum(not rollout.ok for rollout in every)),
         "timing/rollout_s": fmean(r.timing["total_s"] for r in rollouts) if rollouts else 0.0,

@@ -1,5 +1,6 @@
 """What is kept of a step: the metrics of its batch and of its training in one line, and the verdict on the run."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 
@@ -10,10 +11,20 @@ from turnwise.transport import BatchLog, RunDir, WeightsReady
 
 Metrics = dict[str, float]
 
+PATIENCE_LOG_S = 15.0  # between two lines that say what is being waited for
+
 
 def say(text: str) -> None:
     """A line for whoever watches the log."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+async def say_again(text: str) -> None:
+    """Say what is being waited for, now and then, until cancelled."""
+    began = time.monotonic()
+    while True:
+        say(f"{text} ({time.monotonic() - began:.0f} s)")
+        await asyncio.sleep(PATIENCE_LOG_S)
 
 
 class Recorder:

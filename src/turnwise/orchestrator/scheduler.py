@@ -10,6 +10,7 @@ from turnwise.orchestrator.buffer import GroupTask, TaskBuffer
 from turnwise.orchestrator.filters import FinishedGroup
 from turnwise.orchestrator.rollout import RolloutSpec, derive_seed
 from turnwise.orchestrator.types import Rollout, StopReason
+from turnwise.orchestrator.waits import Blocked, StateClock
 from turnwise.transport import Progress
 
 Play = Callable[[RolloutSpec], Awaitable[Rollout]]
@@ -37,10 +38,12 @@ class OpenGroup:
 
 
 class Scheduler:
-    """Issues groups and collects them when all their rollouts are done.
+    """Issues groups and collects them when all their rollouts are done, whichever is done first.
 
     `capacity` is how many groups may be open: in progress, or finished and not yet taken. Whoever assembles batches sets it
-    so that no group begins whose samples would be too old when their batch is trained on.
+    so that no group begins whose samples would be too old when their batch is trained on. `admits` says whether the engines can
+    take one more rollout beside so many. `waits` counts, for each reason, the seconds for which it kept places of `max_inflight`
+    empty, a second with half of them empty as half a second.
     """
 
     def __init__(
@@ -52,10 +55,12 @@ class Scheduler:
         *,
         seed: int,
         version: Callable[[], int],
+        admits: Callable[[int], bool] = lambda inflight: True,
     ) -> None:
         self.config, self.buffer, self.play, self.seed = config, buffer, play, seed
         self.capacity = 0
-        self.max_inflight = config.max_inflight or config.batch_size * (config.max_staleness + 1)
+        self.waits = StateClock(Blocked.END)
+        self.max_inflight = config.inflight_limit
         self.inflight = 0
         self.finished: asyncio.Queue[FinishedGroup] = asyncio.Queue()
         self.open: dict[int, OpenGroup] = {}
@@ -63,7 +68,8 @@ class Scheduler:
         self._again: deque[int] = deque()  # groups of an interrupted run, issued first
         self._waiting: deque[tuple[OpenGroup, int]] = deque()
         self._closed = False
-        self._spawn, self._version = spawn, version
+        self._spawn, self._version, self._admits = spawn, version, admits
+        self._capacity_from = Blocked.END  # what the capacity is owed to
         window = ERROR_WINDOW_BATCHES * config.batch_size
         self._outcomes: deque[str | None] = deque(maxlen=window)  # error text, or None, of recent attempts
 
@@ -76,8 +82,9 @@ class Scheduler:
         """Groups issued whose fate is not settled, and groups of the interrupted run that wait to be issued again."""
         return sorted([*self.open, *self._again])
 
-    def set_capacity(self, groups: int) -> None:
-        self.capacity = groups
+    def set_capacity(self, groups: int, why: Blocked = Blocked.STALENESS) -> None:
+        """Allow so many open groups; `why` not more."""
+        self.capacity, self._capacity_from = groups, why
         self.pump()
 
     def settle(self, group: FinishedGroup) -> None:
@@ -86,9 +93,7 @@ class Scheduler:
 
     def pump(self) -> None:
         """Start rollouts while there is room, oldest groups first."""
-        while not self._closed and self.inflight < self.max_inflight:
-            if not self._waiting and not self._issue():
-                return
+        while (blocked := self._blocked()) is None:
             group, index = self._waiting.popleft()
             if group.oldest_version is None:
                 group.oldest_version = self._version()
@@ -96,6 +101,7 @@ class Scheduler:
             task = self._spawn.create_task(self._run(group, index))
             group.tasks.add(task)
             task.add_done_callback(lambda done, group=group: self._ended(group, done))
+        self.waits.enter(blocked, weight=1 - self.inflight / self.max_inflight)
 
     def drop_older_than(self, version: int) -> list[FinishedGroup]:
         """Break off groups in progress that began with a policy older than `version`: nobody could train on them any more."""
@@ -114,16 +120,27 @@ class Scheduler:
             for task in group.tasks:
                 task.cancel()
 
-    def _issue(self) -> bool:
-        """Open the next group if allowed."""
-        if len(self.open) >= self.capacity:
-            return False
+    def _blocked(self) -> Blocked | None:
+        """What keeps the next rollout from beginning; None when it stands in line, from a group that may be opened here."""
+        if self._closed:
+            return Blocked.END
+        if not self._waiting and len(self.open) >= self.capacity:
+            return self._capacity_from
+        if self.inflight >= self.max_inflight:
+            return Blocked.INFLIGHT
+        if not self._admits(self.inflight):
+            return Blocked.LOAD
+        if not self._waiting:
+            self._issue()
+        return None
+
+    def _issue(self) -> None:
+        """Open the next group."""
         number = self._again.popleft() if self._again else self.next_group
         self.next_group = max(self.next_group, number + 1)
         group = OpenGroup(number, self.buffer.draw(number), [None] * self.config.rollouts_per_example)
         self.open[number] = group
         self._waiting.extend((group, index) for index in range(len(group.rollouts)))
-        return True
 
     async def _run(self, group: OpenGroup, index: int) -> None:
         for attempt in range(self.config.max_error_retries + 1):

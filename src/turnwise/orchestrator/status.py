@@ -15,13 +15,12 @@ RATE_WINDOW_S = 20.0  # seconds over which tokens/s are taken
 
 
 class Pulse:
-    """Measures, while it beats, how late the event loop runs and how often the engines had nothing to do."""
+    """Measures, while it beats, how late the event loop runs, and calls `tick` at every beat."""
 
-    def __init__(self, *, tokens: Callable[[], int], requests: Callable[[], int]) -> None:
-        self._tokens, self._requests = tokens, requests
+    def __init__(self, *, tokens: Callable[[], int], tick: Callable[[], None]) -> None:
+        self._tokens, self._tick = tokens, tick
         self._rate: deque[tuple[float, int]] = deque()
         self._lags: list[float] = []
-        self._idle = self._ticks = 0
 
     async def beat(self, path: Path, status: Callable[[], dict[str, Any]]) -> None:
         """Run until cancelled. A status that cannot be written ends the run: the disk is full, and batches come next."""
@@ -30,8 +29,7 @@ class Pulse:
                 before = time.perf_counter()
                 await asyncio.sleep(TICK_S)
                 self._lags.append(max(0.0, time.perf_counter() - before - TICK_S))
-                self._ticks += 1
-                self._idle += self._requests() == 0
+                self._tick()
             self.write(path, status())
 
     def write(self, path: Path, status: dict[str, Any]) -> None:
@@ -52,12 +50,7 @@ class Pulse:
 
     def take(self) -> dict[str, float]:
         """Metrics since the last call."""
-        lags, ticks, idle = self._lags, self._ticks, self._idle
-        self._lags, self._ticks, self._idle = [], 0, 0
-        if not ticks:
+        lags, self._lags = self._lags, []
+        if not lags:
             return {}
-        return {
-            "orchestrator/loop_lag_s/max": max(lags),
-            "orchestrator/loop_lag_s/mean": sum(lags) / len(lags),
-            "perf/engine_idle/share": idle / ticks,
-        }
+        return {"orchestrator/loop_lag_s/max": max(lags), "orchestrator/loop_lag_s/mean": sum(lags) / len(lags)}

@@ -156,7 +156,7 @@ def test_metrics_tell_of_everything_that_was_judged_and_not_only_of_what_was_kep
     builder.add(make_group([0.5, 0.5], number=1, version=1))
     builder.add(make_group([0.0, None], number=2, version=2))
     builder.add(make_group([0.0, 2.0], number=3, version=1))
-    metrics = batch_metrics(builder, builder.samples(), seconds=2.0)
+    metrics = batch_metrics(builder, builder.samples(), seconds=2.0, served=1)
     assert metrics["critic/reward/mean"] == pytest.approx(3.0 / 4)
     assert (metrics["critic/reward/min"], metrics["critic/reward/max"]) == (0.0, 2.0)
     assert metrics["groups/equal_reward/share"] == 0.5
@@ -164,7 +164,7 @@ def test_metrics_tell_of_everything_that_was_judged_and_not_only_of_what_was_kep
     assert (metrics["groups/stale/count"], metrics["groups/errored/count"]) == (1.0, 1.0)
     assert metrics["rollouts/errored/count"] == 1.0
     assert (metrics["stop_reason/terminated/count"], metrics["stop_reason/error/count"]) == (7.0, 1.0)
-    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.0, 1.0)
+    assert (metrics["staleness/mean"], metrics["staleness/max"], metrics["staleness/lag"]) == (1.0, 1.0, 1.0)
     assert metrics["reward/length/mean"] == pytest.approx(0.75)
     assert metrics["env/turns_seen/mean"] == 1.0
     assert (metrics["response_length/mean"], metrics["prompt_length/mean"], metrics["num_turns/mean"]) == (3.0, 3.0, 1.0)
