@@ -1,0 +1,59 @@
+"""Model folders without weights: the shapes that the benchmarks measure, with a tokenizer that covers the vocabulary."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000,
+    "max_position_embeddings": 40_960,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "use_cache": True,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": None,
+    "eos_token_id": None,  # random weights must not end a reply early
+}
+
+
+def _shape(
+    layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int, vocab: int, tied: bool
+) -> dict[str, Any]:
+    return BASE | {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+    }
+
+
+SHAPES = {
+    "qwen3-4b": _shape(36, 2560, 9728, 32, 8, 128, 151_936, True),
+    "qwen3-8b": _shape(36, 4096, 12288, 32, 8, 128, 151_936, False),
+    "tiny": _shape(2, 128, 256, 4, 2, 32, 512, True),
+}
+
+
+def write_model_folder(folder: Path, shape: str) -> Path:
+    """config.json and a byte-level tokenizer whose ids reach to the end of the vocabulary; no weights."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    config = SHAPES[shape]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), config["vocab_size"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
