@@ -60,7 +60,7 @@ def parse_load(page: bytes) -> EngineLoad:
     values: dict[str, float] = {}
     for key, names in _NAMES.items():
         samples = next((found for name in names if (found := _samples(text, name.encode()))), [])
-        values[key] = max(samples, default=0.0) if key == "kv_cache_usage" else sum(samples)
+        values[key] = max(samples, default=0.0) if key == "kv_cache_usage" else sum(samples, 0.0)
         if key == "running" and not samples:
             raise ValueError(f"no line begins with {names[0]}")
     return EngineLoad(**values)
@@ -107,7 +107,8 @@ class LoadWatch:
         try:
             async with session.get(f"{replica.url}/metrics?{_QUERY}") as response:
                 page = await response.read()
-                response.raise_for_status()
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}")
             return parse_load(page)
         except (*TRANSPORT_ERRORS, ValueError) as error:
             if replica not in self._silent:

@@ -50,3 +50,17 @@ def test_the_memory_of_conversations_is_bounded(monkeypatch: pytest.MonkeyPatch)
 def test_no_urls_are_refused() -> None:
     with pytest.raises(ValueError, match="names no engine"):
         Replicas([])
+
+
+def test_a_replica_is_busy_from_its_first_request_to_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    replica = Replicas(["http://a"]).all[0]
+    for passed, event in ((3.0, replica.sent), (1.0, replica.sent), (2.0, replica.returned), (4.0, replica.returned)):
+        now += passed
+        event()
+    now += 100.0
+    assert (replica.load, replica.busy_s()) == (0, 7.0)
+    replica.sent()
+    now += 0.5
+    assert replica.busy_s() == 7.5

@@ -12,6 +12,7 @@ from turnwise.orchestrator.buffer import TaskBuffer
 from turnwise.orchestrator.rollout import RolloutSpec
 from turnwise.orchestrator.scheduler import Scheduler, TooManyErrors
 from turnwise.orchestrator.types import Rollout, StopReason
+from turnwise.orchestrator.waits import Blocked
 from turnwise.transport import Progress
 
 Play = Callable[[RolloutSpec], Awaitable[Rollout]]
@@ -47,11 +48,15 @@ async def settle() -> None:
 
 
 def make_scheduler(
-    group: asyncio.TaskGroup, play: Play, version: Callable[[], int] = lambda: 0, **orchestrator: object
+    group: asyncio.TaskGroup,
+    play: Play,
+    version: Callable[[], int] = lambda: 0,
+    admits: Callable[[int], bool] = lambda inflight: True,
+    **orchestrator: object,
 ) -> Scheduler:
     config = make_config(**orchestrator)
     buffer = TaskBuffer([echo_setup()], BufferConfig(), config.seed)
-    return Scheduler(config.orchestrator, buffer, play, group, seed=config.seed, version=version)
+    return Scheduler(config.orchestrator, buffer, play, group, seed=config.seed, version=version, admits=admits)
 
 
 async def test_groups_are_issued_in_order_up_to_the_capacity():
@@ -95,6 +100,49 @@ async def test_no_more_than_max_inflight_run_at_a_time_and_the_oldest_go_first()
         assert sorted(games.running) == ["g0-0", "g1-0", "g1-1"]
         assert (games.peak, scheduler.inflight) == (3, 3)
         scheduler.close()
+
+
+async def test_saturated_engines_hold_new_rollouts_and_what_is_in_progress_goes_on():
+    games, limit = Games(), 100
+    async with asyncio.TaskGroup() as group:
+        scheduler = make_scheduler(group, games.play, admits=lambda inflight: inflight < limit)
+        limit = 3
+        scheduler.set_capacity(2)
+        await settle()
+        assert sorted(games.running) == ["g0-0", "g0-1", "g1-0"]
+        limit = 1
+        await games.end("g0-0")
+        await games.end("g0-1")
+        assert (sorted(games.running), scheduler.waits.state) == (["g1-0"], Blocked.LOAD)
+        assert scheduler.finished.get_nowait().id == 0
+        limit = 2
+        scheduler.pump()
+        await settle()
+        assert sorted(games.running) == ["g1-0", "g1-1"]
+        scheduler.close()
+
+
+async def test_the_reason_that_holds_the_next_rollout_back_is_known():
+    games, admitted = Games(), True
+    async with asyncio.TaskGroup() as group:
+        scheduler = make_scheduler(group, games.play, admits=lambda inflight: admitted, max_inflight=4)
+        scheduler.set_capacity(3)
+        assert (scheduler.waits.state, scheduler.waits.weight) == (Blocked.INFLIGHT, 0.0)
+        await settle()
+        await games.end("g0-0")
+        await games.end("g0-1")
+        scheduler.settle(scheduler.finished.get_nowait())
+        admitted = False
+        scheduler.set_capacity(2, Blocked.STALENESS)  # groups 1 and 2 are open, and all of their rollouts begun
+        await games.end("g1-0")
+        assert (scheduler.waits.state, scheduler.waits.weight) == (Blocked.STALENESS, 0.25)
+        scheduler.set_capacity(0, Blocked.EVALUATION)
+        assert scheduler.waits.state is Blocked.EVALUATION
+        scheduler.set_capacity(3)
+        assert scheduler.waits.state is Blocked.LOAD
+        scheduler.close()
+        scheduler.pump()
+        assert scheduler.waits.state is Blocked.END
 
 
 async def test_an_errored_rollout_is_tried_again_with_another_seed_and_both_are_kept():
