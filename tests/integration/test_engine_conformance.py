@@ -4,53 +4,21 @@ The servers are started with the commands that `rl` would use; the reference is 
 """
 
 import asyncio
-import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncGenerator, Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from safetensors.torch import load_file
 
 from support.adapters import reference_logprobs, write_adapter
+from support.served_engine import ENGINES, Served, connected, started
 from support.tiny_model import EOS, build_tiny_model
-from turnwise.config import RLConfig
-from turnwise.config.files import dump_toml
 from turnwise.inference import Completion, EngineError, InferenceClient
-from turnwise.inference.launcher import check_engine, engine_commands
-from turnwise.transport import tensor_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-STARTUP_S = 600.0  # vLLM on two busy cores
 TOLERANCE = 1e-3  # nats, float32 against float32 in another summation order
 PROMPT = [256, 72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
-
-
-@dataclass
-class Served:
-    """A running engine."""
-
-    kind: str
-    url: str
-    model: Path
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
-
-    def wait_until_running(self) -> None:
-        deadline = time.monotonic() + 60.0
-        while self.metric("vllm:num_requests_running") == 0:
-            assert time.monotonic() < deadline, "no request began to run"
-            time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -59,34 +27,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model"), hidden=128)
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=ENGINES)
 def served(request: pytest.FixtureRequest, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
-    folder = tmp_path_factory.mktemp(f"engine-{request.param}")
-    config = RLConfig.model_validate(
-        {
-            "output_dir": folder,
-            "seq_len": 511,
-            "model": {"name": str(model_folder), "dtype": "float32"},
-            "inference": {"engine": request.param, "port": _free_port(), "dp": 1, "max_loras": 3, "embedded": {"threads": 1}},
-            "trainer": {"model": {"lora": {"rank": 8, "alpha": 16.0}}},
-        }
-    )
-    check_engine(config)
-    (folder / "config.toml").write_text(dump_toml(config))
-    command = engine_commands(config, folder / "config.toml", gpus=[])[0]
-    log = folder / "engine.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command.argv, env=os.environ | command.env, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        _wait_healthy(command.url, process, log)
-        yield Served(request.param, command.url, model_folder)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with started(request.param, model_folder, tmp_path_factory.mktemp("engine"), lora={"rank": 8, "alpha": 16.0}) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +50,7 @@ def adapters(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture
 async def client(served: Served) -> AsyncGenerator[InferenceClient]:
-    async with InferenceClient([served.url], model=str(served.model), request_timeout_s=120.0, max_retries=0) as opened:
+    async with connected(served) as opened:
         yield opened
 
 
@@ -237,13 +181,6 @@ async def test_the_same_name_twice_is_refused(client: InferenceClient, adapters:
     await client.unload_adapter(1)
 
 
-@pytest.mark.parametrize("served", ["embedded"], indirect=True)
-async def test_the_digest_is_that_of_the_file(client: InferenceClient, adapters: dict[int, tuple[Path, Any]]) -> None:
-    await client.load_adapter(1, str(adapters[1][0]))
-    assert await client.digest(1) == [tensor_digest(load_file(adapters[1][0] / "adapter_model.safetensors"))]
-    await client.unload_adapter(1)
-
-
 async def test_a_pause_in_the_middle_loses_no_token(served: Served, client: InferenceClient, base: Any) -> None:
     requests = [asyncio.create_task(sample(client, PROMPT, seed=seed, max_tokens=400, temperature=0.9)) for seed in range(24)]
     await asyncio.to_thread(served.wait_until_running)
@@ -307,22 +244,3 @@ async def test_what_can_never_fit_the_context_is_refused(client: InferenceClient
         await sample(client, [5] * 513)
     with pytest.raises(EngineError, match="max_tokens=513"):
         await sample(client, PROMPT, max_tokens=513)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"the engine did not start:\n{log.read_text(errors='replace')[-4000:]}")
