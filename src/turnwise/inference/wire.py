@@ -58,6 +58,12 @@ class RpcResponse(msgspec.Struct):
     results: list[Any] = []
 
 
+class CacheReset(msgspec.Struct):
+    """Answer of `POST /reset_prefix_cache`, where there is one."""
+
+    success: bool = True
+
+
 def error_message(body: bytes) -> str:
     """The words of an error body: `{"error": {"message": ...}}`, or the text itself when it has another form."""
     try:
