@@ -22,18 +22,33 @@ class ModelConfig(Config):
     dtype: Dtype = "auto"
     """Type of the frozen or loaded weights; `auto` is the checkpoint's own."""
 
+    load_format: Literal["auto", "dummy"] = "auto"
+    """`dummy` draws random weights for the shape in config.json, in the trainer and in vLLM: to measure speed and memory only."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave off unless you have read it."""
 
 
 class GpusConfig(Config):
-    """Which GPUs each part may use. Empty lists mean CPU; the lists must not overlap."""
+    """Which GPUs each part may use. Empty lists mean CPU; no GPU is in two lists, but `share` lets engines and trainer meet."""
 
     inference: list[int] = Field(default_factory=list)
-    """GPUs of the inference engines: one engine a GPU, unless `inference.tp` is larger."""
+    """GPUs of the inference engines: one engine a GPU, unless `inference.tp` is larger. Needs `inference.engine = "vllm"`."""
 
     trainer: list[int] = Field(default_factory=list)
     """GPUs of the trainer: one torchrun over all of them."""
 
     containers: list[int] = Field(default_factory=list)
-    """GPUs that task containers may lease."""
+    """GPUs that task containers may lease; never shared."""
+
+    share: bool = False
+    """Let engines and trainer have GPUs in common, each with a fixed part of their memory."""
+
+    inference_memory: float | None = Field(default=None, gt=0, lt=1)
+    """Fraction of each inference GPU's memory that its engine takes; on shared GPUs what the trainer is estimated to leave when
+    unset, elsewhere vLLM's own default. `inference.vllm.gpu_memory_utilization` wins over it."""
+
+    @property
+    def shared(self) -> list[int]:
+        """GPUs on which both an engine and the trainer run."""
+        return [gpu for gpu in self.trainer if gpu in self.inference] if self.share else []

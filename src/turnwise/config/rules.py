@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from turnwise.config.problems import Problem
 from turnwise.config.root import RLConfig
@@ -57,9 +58,28 @@ def _gpu_lists(config: RLConfig) -> Iterator[Problem]:
             if gpu < 0:
                 yield Problem((f"gpus.{part}",), f"gpus.{part} = {gpus}: GPU {gpu} cannot exist; GPUs count from 0.")
     for gpu, parts in sorted(owners.items()):
-        if len(parts) > 1:
-            names = " and ".join(f"gpus.{part} = {getattr(config.gpus, part)}" for part in parts)
-            yield Problem(tuple(f"gpus.{part}" for part in parts), f"{names}: GPU {gpu} is in both; give it to one of them.")
+        if len(parts) > 1 and not (parts == ["inference", "trainer"] and config.gpus.share):
+            yield _overlap(config, gpu, parts)
+
+
+def _overlap(config: RLConfig, gpu: int, parts: list[str]) -> Problem:
+    names = " and ".join(f"gpus.{part} = {getattr(config.gpus, part)}" for part in parts)
+    remedy = (
+        "GPUs of containers are never shared; give it to one of them"
+        if "containers" in parts
+        else "give it to one of them, or set gpus.share = true to split its memory"
+    )
+    where = "both" if len(parts) == 2 else "all three"
+    return Problem(tuple(f"gpus.{part}" for part in parts), f"{names}: GPU {gpu} is in {where}; {remedy}.")
+
+
+def _engine_memory(config: RLConfig) -> Iterator[Problem]:
+    given = cast(object, config.engine_memory)  # what passes through to vLLM may be anything
+    if given is not None and not (isinstance(given, int | float) and 0 < given <= 1):
+        yield Problem(
+            ("inference.vllm.gpu_memory_utilization",),
+            f"inference.vllm.gpu_memory_utilization = {given!r} must be a fraction of a GPU's memory, above 0 and at most 1.",
+        )
 
 
 def _replicas(config: RLConfig) -> Iterator[Problem]:
@@ -76,6 +96,12 @@ def _replicas(config: RLConfig) -> Iterator[Problem]:
             f"inference.dp = {inference.dp} replicas of tp = {inference.tp} need {inference.dp * inference.tp} GPUs, but "
             f"gpus.inference = {gpus} has {len(gpus)}; use dp = {len(gpus) // inference.tp} or leave it out.",
         )
+    if inference.engine == "embedded" and gpus:
+        yield Problem(
+            ("gpus.inference", "inference.engine"),
+            f'gpus.inference = {gpus} needs inference.engine = "vllm": the embedded engine computes on CPUs only; '
+            "set the engine, or leave gpus.inference empty.",
+        )
     if inference.engine == "embedded" and inference.tp > 1:
         yield Problem(
             ("inference.tp", "inference.engine"),
@@ -87,6 +113,15 @@ def _replicas(config: RLConfig) -> Iterator[Problem]:
             ("inference.port", "inference.dp"),
             f"inference.port = {inference.port} leaves no port for {inference.dp} replicas: ports end at {MAX_PORT}; "
             "use a lower one.",
+        )
+
+
+def _dummy_weights(config: RLConfig) -> Iterator[Problem]:
+    if config.model.load_format == "dummy" and config.inference.engine != "vllm":
+        yield Problem(
+            ("model.load_format", "inference.engine"),
+            'model.load_format = "dummy" measures vLLM and the trainer on random weights; the embedded engine has no such mode; '
+            'use inference.engine = "vllm", or load_format = "auto".',
         )
 
 
@@ -172,7 +207,9 @@ RULES: tuple[Rule, ...] = (
     _environments,
     _groups,
     _gpu_lists,
+    _engine_memory,
     _replicas,
+    _dummy_weights,
     _adapter_slots,
     _lengths,
     _trainer_processes,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,11 @@ from turnwise.config import ConfigError, RLConfig
 
 VLLM_PYTHON = "TURNWISE_VLLM_PYTHON"  # interpreter of the environment that has vLLM, where it is not this one
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
+VLLM_EXTENSION = "turnwise.inference.vllm_worker.WorkerExtension"
+ENGINE_PATH = Path(__file__).parent / "engine_path"  # holds this package, and nothing else of its environment
+VLLM_SEQUENCES = 256  # decoded together by default; on GPUs of 70 GiB and more 1,024
+VLLM_MOST_SEQUENCES = 1024  # each costs memory for its logits and a place in the tables of adapters
+SEQUENCES_MARGIN = 1.25  # replicas are not loaded evenly, and evaluations run beside
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CPU_KV_CACHE_GIB = "1"
 
@@ -44,7 +50,7 @@ def engine_commands(config: RLConfig, config_path: Path, *, gpus: Sequence[int])
         if inference.engine == "embedded":
             argv, env = _embedded(config, config_path, port, replicas)
         else:
-            argv, env = _vllm(config, port, on_gpu=bool(gpus))
+            argv, env = _vllm(config, port, replicas, on_gpu=bool(gpus))
         commands.append(EngineCommand(name, tuple(argv), env, _url(inference.host, port)))
     return commands
 
@@ -86,7 +92,7 @@ def _embedded(config: RLConfig, config_path: Path, port: int, replicas: int) -> 
     return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
     inference = config.inference
     if inference.host not in LOOPBACK:
         raise ConfigError(
@@ -99,16 +105,23 @@ def _vllm(config: RLConfig, port: int, *, on_gpu: bool) -> tuple[list[str], dict
         "host": inference.host,
         "port": port,
         "dtype": config.model.dtype,
+        "load-format": None if config.model.load_format == "auto" else config.model.load_format,
         "seed": config.seed,
         "max-model-len": _max_model_len(config),
         "tensor-parallel-size": inference.tp,
         "logprobs-mode": "processed_logprobs",  # of the distribution that was sampled, temperature included
         "generation-config": "vllm",  # no top-p, top-k or temperature from the model's own generation_config.json
         "uvicorn-log-level": "warning",
+        "disable-uvicorn-access-log": True,
+        "worker-extension-cls": VLLM_EXTENSION,
         "trust-remote-code": True if config.model.trust_remote_code else None,
         **_lora_flags(config),
     }
-    if not on_gpu:
+    if on_gpu:
+        flags["gpu-memory-utilization"] = config.gpus.inference_memory
+        flags["enable-prefix-caching"] = True  # the next turn of a rollout computes only what is new
+        flags["max-num-seqs"] = _sequences(config, replicas)
+    else:
         flags["enforce-eager"] = True
         # a seeded request whose prompt is computed in pieces ends vLLM 0.32 on a CPU: its generator cannot be turned back
         flags["enable-chunked-prefill"] = False
@@ -130,6 +143,7 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",  # /pause, /resume, /reset_prefix_cache, /collective_rpc
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ENGINE_PATH), os.environ.get("PYTHONPATH")])),
     }
     if not on_gpu:
         threads = config.inference.embedded.threads or usable_cores()
@@ -139,6 +153,12 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
             "OMP_NUM_THREADS": str(threads),
         }
     return env
+
+
+def _sequences(config: RLConfig, replicas: int) -> int | None:
+    """Rollouts that one replica may have to decode together, where that is more than any vLLM does; None leaves it to vLLM."""
+    wanted = math.ceil((config.orchestrator.max_inflight or 0) / replicas * SEQUENCES_MARGIN)
+    return min(wanted, VLLM_MOST_SEQUENCES) if wanted > VLLM_SEQUENCES else None
 
 
 def _max_model_len(config: RLConfig) -> int:

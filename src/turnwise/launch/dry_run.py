@@ -6,18 +6,28 @@ from rich.console import Console
 
 from turnwise.config import ConfigError, EnvConfig, RLConfig
 from turnwise.inference.launcher import check_engine
+from turnwise.launch.allocation import allocate
 from turnwise.launch.arithmetic import Arithmetic, count_tasks, training_arithmetic
-from turnwise.launch.describe import arithmetic_lines, missing_gpus, plan_json, print_memory, print_plan
-from turnwise.launch.memory import ModelShape, estimate, find_shape
+from turnwise.launch.describe import arithmetic_lines, plan_json, print_allocation, print_memory, print_plan
+from turnwise.launch.gpus import Machine, look
+from turnwise.launch.memory import estimate
 from turnwise.launch.models import checked_name
 from turnwise.launch.plan import compose
 from turnwise.launch.resolve import check_conditions, check_template, with_defaults
+from turnwise.launch.shape import known_shape
 
 CountTasks = Callable[[EnvConfig], int]
 
 
-def dry_run(config: RLConfig, *, as_json: bool = False, console: Console | None = None, count: CountTasks = count_tasks) -> None:
-    """Print plan, arithmetic and memory.
+def dry_run(
+    config: RLConfig,
+    *,
+    as_json: bool = False,
+    console: Console | None = None,
+    count: CountTasks = count_tasks,
+    machine: Machine | None = None,
+) -> None:
+    """Print plan, arithmetic, memory, and how it all fits the GPUs of `machine`, this one when left out.
 
     Raises:
         ConfigError: what is configured could not start.
@@ -25,24 +35,28 @@ def dry_run(config: RLConfig, *, as_json: bool = False, console: Console | None 
     console = console or Console()
     check_conditions(config)
     check_template(config)
-    model = checked_name(config.model.name)
+    model = checked_name(config.model.name, weights=config.model.load_format != "dummy")
     arithmetic, unknown = _arithmetic(config, count)
     filled = with_defaults(config, max_steps=arithmetic.max_steps if arithmetic else config.max_steps or 1, model=model)
-    plan = compose(filled, run_id="dry-run")
-    shape, unknown_shape = _shape(model)
-    estimates = estimate(filled, shape) if shape else []
+    machine = machine or look()
+    shape = known_shape(model)
+    allocation = allocate(filled, machine, shape)
+    filled = allocation.config
+    plan = compose(filled, run_id="dry-run", machine=machine)
+    estimates = [] if isinstance(shape, str) else estimate(filled, shape, allocation.totals)
     if as_json:
-        console.print(plan_json(plan, arithmetic, estimates), markup=False, highlight=False, soft_wrap=True)
+        console.print(plan_json(plan, arithmetic, estimates, allocation), markup=False, highlight=False, soft_wrap=True)
         return
     print_plan(console, plan)
     console.print("Training", style="bold")
     for line in arithmetic_lines(arithmetic, filled) if arithmetic else [unknown]:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    if shape:
-        print_memory(console, estimates, shape)
+    if isinstance(shape, str):
+        console.print(f"Memory: not estimated, since {shape}", highlight=False, markup=False, soft_wrap=True)
     else:
-        console.print(f"Memory: not estimated, since {unknown_shape}", highlight=False, markup=False, soft_wrap=True)
-    for line in [*missing_gpus(filled), *_missing_engine(filled)]:
+        print_memory(console, estimates, shape, machine)
+    print_allocation(console, allocation)
+    for line in _missing_engine(filled):
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -62,10 +76,3 @@ def _missing_engine(config: RLConfig) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     return []
-
-
-def _shape(model: str) -> tuple[ModelShape | None, str]:
-    try:
-        return find_shape(model), ""
-    except ValueError as error:
-        return None, str(error)

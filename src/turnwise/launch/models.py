@@ -46,17 +46,17 @@ PREPARED = {
 }
 
 
-def resolve_model(name: str, progress: Progress = print) -> str:
+def resolve_model(name: str, progress: Progress = print, *, weights: bool = True) -> str:
     """The folder of a model, or the hub id itself. Prepared models are downloaded and converted at their first use.
 
     Raises:
         ConfigError: the name leads to no usable model.
     """
-    return str(prepare(name, progress)) if name in PREPARED else checked_name(name)
+    return str(prepare(name, progress)) if name in PREPARED else checked_name(name, weights=weights)
 
 
-def checked_name(name: str) -> str:
-    """The absolute folder, or the hub id, without preparing or downloading anything.
+def checked_name(name: str, *, weights: bool = True) -> str:
+    """The absolute folder, or the hub id, without preparing or downloading anything; a folder may lack `weights` where none are read.
 
     Raises:
         ConfigError: it is neither, nor a prepared model.
@@ -65,7 +65,7 @@ def checked_name(name: str) -> str:
         return str(cache_root() / "models" / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        check_model_folder(folder)
+        check_model_folder(folder, weights=weights)
         return str(folder.resolve())
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return name
@@ -76,7 +76,7 @@ def checked_name(name: str) -> str:
     raise ConfigError(f'model.name = "{name}" is neither a folder nor a hub id nor a prepared model; {hint}')
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, weights: bool = True) -> None:
     """Raises ConfigError when the folder lacks a configuration, a tokenizer or weights."""
     missing: list[str] = []
     if not (folder / "config.json").is_file():
@@ -85,7 +85,7 @@ def check_model_folder(folder: Path) -> None:
         raise ConfigError(f'model.name = "{folder}": its config.json is not JSON; the download may be incomplete.')
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         missing.append("a tokenizer (tokenizer.json)")
-    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+    if weights and not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
         missing.append("weights (*.safetensors)")
     if missing:
         raise ConfigError(f'model.name = "{folder}" is not a model in Hugging Face form: it lacks {", ".join(missing)}.')

@@ -30,7 +30,7 @@ def resolve(config: RLConfig, progress: Progress = print, count: CountTasks = co
     check_conditions(config)
     check_template(config)
     arithmetic = training_arithmetic(config, count)
-    model = resolve_model(config.model.name, progress)
+    model = resolve_model(config.model.name, progress, weights=config.model.load_format != "dummy")
     filled = with_defaults(config, max_steps=arithmetic.max_steps, model=model)
     return Resolved(filled, arithmetic)
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from turnwise.config import ModelConfig, RLConfig
@@ -15,6 +15,7 @@ from turnwise.trainer.attention import Layout, register_attention
 from turnwise.trainer.logprobs import TokenStats, token_logprobs
 from turnwise.trainer.lora import LoraLinear, add_lora
 from turnwise.trainer.packing import MicroBatch
+from turnwise.trainer.recompute import prepare_layers
 
 # settings that change logits between the output layer and the softmax; token_logprobs knows the temperature only
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -81,8 +82,8 @@ class Loaded:
     dtype: torch.dtype
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel:
-    """Read the model in Hugging Face form, on the CPU, with segment attention.
+def load_model(config: ModelConfig, device: torch.device) -> PreTrainedModel:
+    """Read the model in Hugging Face form, on the CPU, with segment attention; with `load_format = "dummy"`, draw its weights.
 
     Raises:
         ModelError: there is no such model, or its files cannot be read.
@@ -90,16 +91,24 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     if Path(config.name).is_absolute() and not (Path(config.name) / "config.json").exists():
         raise ModelError(f"model.name = {config.name!r} is no folder with a model: it has no config.json")
+    options: dict[str, Any] = {"attn_implementation": register_attention(), "trust_remote_code": config.trust_remote_code}
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.name,
-            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
-            attn_implementation=register_attention(),
-            trust_remote_code=config.trust_remote_code,
-        )
+        if config.load_format == "dummy":
+            return _dummy_model(config.name, dtype, device, options)
+        model = AutoModelForCausalLM.from_pretrained(config.name, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.name = {config.name!r} cannot be loaded: {error}") from error
     return cast(PreTrainedModel, model)
+
+
+def _dummy_model(name: str, dtype: torch.dtype | str, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    """Random weights, the same in every process, made where they are needed: 8 GB come slowly from a CPU's generator."""
+    shape = AutoConfig.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+    dtype = (shape.dtype or torch.float32) if isinstance(dtype, str) else dtype
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(shape, dtype=dtype, **options))
 
 
 def build_policy(config: RLConfig, device: torch.device) -> Loaded:
@@ -110,7 +119,7 @@ def build_policy(config: RLConfig, device: torch.device) -> Loaded:
         ValueError: `target_modules` names a layer that the model does not have.
     """
     options = config.trainer.model
-    model = load_model(config.model)
+    model = load_model(config.model, device)
     dtype = model.dtype
     policy = Policy(model)
     if options.lora is not None:
@@ -119,32 +128,22 @@ def build_policy(config: RLConfig, device: torch.device) -> Loaded:
             raise ModelError("trainer.model.lora.target_modules names the output layer, which gets no adapter; remove it")
     else:
         model.float().requires_grad_(True)
-    if options.gradient_checkpointing:
-        _recompute_activations(model)
     policy.train().to(device)
-    if options.compile:
-        for layer in policy.layers:
-            layer.compile(dynamic=True)
+    dropout = options.lora is not None and options.lora.dropout > 0
+    recompute = options.checkpoint_scope if options.gradient_checkpointing else None
+    prepare_layers(policy.layers, recompute=recompute, compiled=options.compile, dropout=dropout)
     _shard(policy, config, dtype, device)
     return Loaded(policy, dtype)
 
 
 def build_reference(config: RLConfig, device: torch.device) -> Policy:
     """The initial weights, frozen: the reference of `kl_beta` under full fine-tuning."""
-    model = load_model(config.model)
+    model = load_model(config.model, device)
     model.requires_grad_(False)
     policy = Policy(model).eval().to(device)
     if config.trainer.model.shard and fsdp.world_size() > 1:
         fsdp.shard(policy, policy.layers, device=device, compute_dtype=None)
     return policy
-
-
-def _recompute_activations(model: PreTrainedModel) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in later releases of transformers
-    if enable is not None:
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _shard(policy: Policy, config: RLConfig, dtype: torch.dtype, device: torch.device) -> None:

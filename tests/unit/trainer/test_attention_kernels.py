@@ -50,18 +50,23 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    lengths, parents = [], []
+def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths and parents of a layout."""
+    lengths: list[int] = []
+    parents: list[int] = []
     for index in range(draw(st.integers(1, 6))):
         roots = [i for i in range(index) if parents[i] == NO_PARENT]
         lengths.append(draw(st.integers(1, 9)))
         parents.append(draw(st.sampled_from([NO_PARENT, *roots])))
-    return Layout(tuple(lengths), tuple(parents))
+    return tuple(lengths), tuple(parents)
 
 
 @settings(deadline=None, max_examples=150)
 @given(layouts(), st.integers(1, 10))
-def test_kernels_compute_what_segment_by_segment_attention_computes(layout: Layout, long: int) -> None:
+def test_kernels_compute_what_segment_by_segment_attention_computes(
+    lengths_and_parents: tuple[tuple[int, ...], tuple[int, ...]], long: int
+) -> None:
+    layout = Layout(*lengths_and_parents)
     torch.manual_seed(0)
     shapes = ((HEADS, "query"), (KV_HEADS, "key"), (KV_HEADS, "value"))
     inputs = [torch.randn(1, heads, sum(layout.lengths), WIDTH, dtype=torch.float64, requires_grad=True) for heads, _ in shapes]

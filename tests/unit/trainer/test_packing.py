@@ -129,7 +129,7 @@ def test_totals_count_rollouts_not_samples() -> None:
 def policy(request: pytest.FixtureRequest, tiny_model) -> Policy:
     """Adapters with B away from 0, so that their gradients all count."""
     torch.set_num_threads(1)
-    model = load_model(ModelConfig(name=str(tiny_model)))
+    model = load_model(ModelConfig(name=str(tiny_model)), torch.device("cpu"))
     add_lora(model, LoraConfig(rank=4), seed=0)
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():

@@ -1,0 +1,118 @@
+"""One process of the trainer in `trainer_throughput.py`; argument: the work, as JSON. Rank 0 writes the rows."""
+
+import json
+import random
+import statistics
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turnwise.config import RLConfig
+from turnwise.config.files import merge
+from turnwise.trainer import fsdp
+from turnwise.trainer.flops import model_size, peak_flops, step_flops
+from turnwise.trainer.step import Learner
+from turnwise.transport import Batch, Progress, Sample
+
+
+def main() -> None:
+    work: dict[str, Any] = json.loads(sys.argv[1])
+    cuda = work["gpus"] > 0
+    with fsdp.process_group(cuda=cuda, timeout_s=300.0) as device:
+        rows: list[dict[str, Any]] = []
+        config = configuration(work, work["packs"][0])
+        learner = Learner(config, device)
+        for samples, tokens in work["packs"]:
+            rows.append(measure(learner, work, samples, tokens, device))
+            if fsdp.rank() == 0:
+                print(json.dumps(rows[-1]), flush=True)
+                Path(work["output"]).write_text(json.dumps(rows))
+
+
+def configuration(work: dict[str, Any], pack: list[int]) -> RLConfig:
+    longest = max(tokens for _, tokens in work["packs"]) + 1
+    tables: dict[str, Any] = {
+        "max_steps": 1000,
+        "seq_len": longest,
+        "model": {"name": work["model"], "load_format": "dummy"},
+        "inference": {"engine": "vllm"},
+        "orchestrator": {"env": [{"id": "wordle"}]},
+        "gpus": {"trainer": list(range(work["gpus"]))},
+        "trainer": {
+            "micro_batch_tokens": max(longest, pack[0] * pack[1]),
+            "processes": max(1, work["gpus"]),
+            "model": {"lora": {"rank": work["rank"], "alpha": 2.0 * work["rank"]}},
+        },
+    }
+    for setting in work["settings"]:
+        tables = merge(tables, tomllib.loads(setting))
+    return RLConfig.model_validate(tables)
+
+
+def measure(learner: Learner, work: dict[str, Any], samples: int, tokens: int, device: torch.device) -> dict[str, Any]:
+    ranks, seconds = fsdp.world_size(), []
+    count = samples * work["micro_batches"] * ranks
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for step in range(work["warm_up"] + work["steps"]):
+        batch = make_batch(step + 1, count, tokens, learner)
+        fsdp.gather(step)  # all begin together
+        began = time.perf_counter()
+        learner.step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if step >= work["warm_up"]:
+            seconds.append(time.perf_counter() - began)
+    model = learner.policy.model
+    trained = sum(p.numel() for p in learner.parameters.values())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if not model.config.tie_word_embeddings:
+        frozen -= model.get_input_embeddings().weight.numel()  # looked up, not multiplied with
+    flops = step_flops(model_size(model.config), trained, frozen, [tokens] * count)
+    peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
+    median = statistics.median(seconds)
+    return {
+        "gpus": work["gpus"],
+        "pack": f"{samples} x {tokens:,}",
+        "micro_batches": work["micro_batches"],
+        "settings": work["settings"],
+        "tokens_per_s": count * tokens / median,
+        "seconds": seconds,
+        "mfu": flops / median / (peak * ranks) if peak else None,
+        "flops_a_token": flops / (count * tokens),
+        "trained": trained,
+        "frozen": frozen,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }
+
+
+def make_batch(step: int, count: int, tokens: int, learner: Learner) -> Batch:
+    """Samples of `tokens` inputs, no two with a common prompt, all but the first token sampled."""
+    draw = random.Random(step)
+    vocabulary = learner.policy.model.config.vocab_size
+    samples = [
+        Sample(
+            token_ids=[draw.randrange(vocabulary) for _ in range(tokens + 1)],
+            loss_mask=[False] + [True] * tokens,
+            logprobs=[0.0] + [-11.0] * tokens,
+            advantages=[0.0] + [draw.choice([-1.0, 1.0])] * tokens,
+            policy_versions=[-1] + [step - 1] * tokens,
+            rollout_tokens=tokens,
+            rollout_id=f"r{step}-{index}",
+            group_id=index,
+            task_id=f"t{index}",
+        )
+        for index in range(count)
+    ]
+    ids = [sample.rollout_id for sample in samples]
+    return Batch(step, samples, ids, count, temperature=1.0, progress=Progress())
+
+
+if __name__ == "__main__":
+    main()
