@@ -21,10 +21,11 @@ def main() -> int:
     from turnwise.trainer.loop import run_trainer
     from turnwise.trainer.model import ModelError
     from turnwise.trainer.publish import PublishError
+    from turnwise.trainer.rehearsal import OutOfMemory
 
     try:
         run_trainer(load_config(arguments.config), resume_step=arguments.resume_step)
-    except (ConfigError, ValidationError, CheckpointError, ModelError, PublishError, ValueError, OSError) as error:
+    except (ConfigError, ValidationError, CheckpointError, ModelError, PublishError, OutOfMemory, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

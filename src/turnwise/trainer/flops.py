@@ -10,7 +10,7 @@ from a shared prompt. Recomputation is not counted, nor is what is no matrix pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2  # operations for each parameter and token
 ATTENTION_FORWARD = 4  # operations for each pair, head and dimension of the head: two products of 2
@@ -25,20 +25,9 @@ PEAK_BF16_FLOPS = {
 }
 
 
-class AttentionSize(Protocol):
-    """What the attention term needs of a model."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes of a decoder-only model."""
+    """What the attention term needs of a decoder-only model."""
 
     layers: int
     heads: int  # of queries
@@ -57,7 +46,7 @@ def model_size(config: Any) -> ModelSize:
 
 
 def step_flops(
-    size: AttentionSize,
+    size: ModelSize,
     trainable_params: int,
     frozen_params: int,
     segment_lengths: Sequence[int],

@@ -1,13 +1,15 @@
-"""AdamW, its schedule, gradient clipping, and how far a step moved the parameters."""
+"""The learning-rate schedule, gradient clipping, and how far a step moved the parameters."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from turnwise.config import OptimConfig
 from turnwise.trainer import fsdp
+
+CHUNK = 1 << 25  # elements that are summed at a time: their squares are float64, 256 MiB
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> float:
@@ -19,20 +21,6 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> floa
     progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
     remaining = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)
-
-
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with its moments in place, so that every checkpoint has the same entries."""
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
-    for parameter in parameters.values():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
@@ -49,26 +37,28 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: fl
             parameter.grad.mul_(max_norm / norm)
 
 
-def global_norm(tensors: Iterable[Tensor]) -> float:
-    """L2 norm over tensors that may be sharded, summed in float64; a collective."""
-    parts = list(tensors)
-    sharded = [part for part in parts if fsdp.is_sharded(part)]
-    whole = [part for part in parts if not fsdp.is_sharded(part)]
-    total = _square_sum(whole)
-    if sharded:
-        total += float(fsdp.sum_over_ranks(torch.tensor(_square_sum(sharded), dtype=torch.float64)))
-    return math.sqrt(total)
+def snapshot(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Copies of this rank's parameters, to measure several updates against."""
+    return [parameter.detach().clone() for parameter in parameters]
 
 
-def _square_sum(tensors: Iterable[Tensor]) -> float:
-    return sum((float(fsdp.local(tensor).double().square().sum()) for tensor in tensors), 0.0)
-
-
-def snapshot(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    """Copies of this rank's parameters, to measure an update against."""
-    return [parameter.detach().clone() for parameter in parameters.values()]
-
-
-def update_norm(before: list[Tensor], parameters: Mapping[str, nn.Parameter]) -> float:
+def distance(before: list[Tensor], parameters: Iterable[nn.Parameter]) -> float:
     """L2 norm of the change since `snapshot`; a collective."""
-    return global_norm([now.detach() - old for now, old in zip(parameters.values(), before, strict=True)])
+    return global_norm(now.detach() - old for now, old in zip(parameters, before, strict=True))
+
+
+def global_norm(tensors: Iterable[Tensor]) -> float:
+    """L2 norm over tensors that are all sharded alike, or not at all, summed in float64; a collective."""
+    squares: list[Tensor] = []
+    copies = 1
+    for tensor in tensors:
+        copies = fsdp.copies(tensor)
+        chunks = fsdp.local(tensor).reshape(-1).split(CHUNK)
+        squares += [torch.linalg.vector_norm(chunk, dtype=torch.float64).square() for chunk in chunks]
+    return norm_over_ranks(torch.stack(squares).sum(), copies) if squares else 0.0
+
+
+def norm_over_ranks(square_sum: Tensor, copies: int) -> float:
+    """L2 norm from the sum of squares of each rank's parts, of which `copies` ranks each hold the same; a collective."""
+    total = fsdp.sum_over_ranks(square_sum.detach().to("cpu", torch.float64, copy=True))
+    return math.sqrt(float(total) / copies)

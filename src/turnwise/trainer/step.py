@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,14 +10,17 @@ from torch.distributed.fsdp import FSDPModule
 
 from turnwise.config import LossConfig, RLConfig
 from turnwise.trainer import fsdp
+from turnwise.trainer.adamw import AdamW
 from turnwise.trainer.lora import adapters_off
-from turnwise.trainer.loss import StepTotals, policy_loss
+from turnwise.trainer.loss import MAX_LOG_RATIO, StepTotals, policy_loss
+from turnwise.trainer.meter import Meter
 from turnwise.trainer.model import Policy, build_policy, build_reference
-from turnwise.trainer.optim import clip_gradients, gradient_norm, learning_rate, make_optimizer, snapshot, update_norm
-from turnwise.trainer.packing import MicroBatch, pack, step_totals
+from turnwise.trainer.optim import clip_gradients, distance, gradient_norm, learning_rate, norm_over_ranks, snapshot
+from turnwise.trainer.packing import MicroBatch, assign, step_totals
 from turnwise.transport import Batch
 
 Metrics = dict[str, float]
+LARGEST = ("mismatch/logprob_abs/max", "mismatch/sequence_kl/max")  # metrics that are maxima
 
 
 class Learner:
@@ -36,48 +38,69 @@ class Learner:
         loaded = build_policy(config, device)
         self.policy, self.dtype = loaded.policy, loaded.dtype
         self.parameters = self.policy.trainable()
-        self.optimizer = make_optimizer(self.parameters, config.trainer.optim)
+        self.optimizer = AdamW(self.parameters.values(), config.trainer.optim)
         needs_copy = config.trainer.loss.kl_beta > 0 and self.lora is None
         self.reference = build_reference(config, device) if needs_copy else None
+        self.meter = Meter(loaded, device)
 
     def step(self, batch: Batch) -> Metrics:
-        """Train on a batch; a collective. Returns the same metrics on every rank.
+        """Train on a batch; a collective. Returns the same metrics on every rank; what it took is in `meter`.
 
         A batch without a sampled token, a gradient of exactly 0 and one that is not finite leave the parameters as they are:
         AdamW would move them by its momentum alone.
         """
+        self.meter.begin()
         metrics: Metrics = {"actor/lr": self._set_learning_rate(batch.step)}
         if not any(any(sample.loss_mask) for sample in batch.samples):
             return metrics | {"actor/loss": 0.0, "actor/grad_norm": 0.0, "actor/update_norm": 0.0, "actor/updates_skipped": 1.0}
-        work = _Work(self, batch)
-        before = snapshot(self.parameters)
-        skipped = 0
+        passes = self.passes(batch)
+        start = self.starting_point()
+        moved, skipped = 0.0, 0
         for index in range(self.config.trainer.updates_per_batch):
-            measured = work.backward(first=index == 0)
-            measured["actor/grad_norm"], done = self._update()
-            skipped += not done
-            metrics |= measured
-        metrics["actor/update_norm"] = update_norm(before, self.parameters)
+            with self.meter.phase("forward_backward"):
+                metrics |= passes.backward(first=index == 0)
+            self.meter.count(passes.micro_batches)
+            with self.meter.phase("optimizer"):
+                metrics["actor/grad_norm"], done = self._update()
+                moved = norm_over_ranks(done, self._copies()) if done is not None else 0.0
+            skipped += done is None
+        metrics["actor/update_norm"] = moved if start is None else distance(start, self.parameters.values())
         metrics["actor/updates_skipped"] = float(skipped)
         return metrics
 
-    def _set_learning_rate(self, step: int) -> float:
-        rate = learning_rate(self.config.trainer.optim, step, self.config.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+    def passes(self, batch: Batch) -> "Passes":
+        """This rank's micro-batches of a batch, with the log-probabilities of the reference policy; a collective."""
+        budget = self.config.trainer.micro_batch_tokens or self.config.seq_len
+        bins = assign(batch.samples, max_tokens=budget, ranks=fsdp.world_size(), cost=self.meter.cost)
+        micro_batches = [b.micro_batch().to(self.device) for b in bins[fsdp.rank()]]
+        return Passes(self, batch, micro_batches, step_totals(batch.samples))
 
-    def _update(self) -> tuple[float, bool]:
-        """Clip and apply the gradients; returns their norm before clipping, and whether they were applied."""
+    def starting_point(self) -> list[Tensor] | None:
+        """What several updates are measured against; a single one measures itself."""
+        return snapshot(self.parameters.values()) if self.config.trainer.updates_per_batch > 1 else None
+
+    def _set_learning_rate(self, step: int) -> float:
+        self.optimizer.lr = learning_rate(self.config.trainer.optim, step, self.config.max_steps)
+        return self.optimizer.lr
+
+    def _update(self) -> tuple[float, Tensor | None]:
+        """Clip and apply the gradients.
+
+        Returns:
+            Their norm before clipping, and the squared norm of this rank's part of the change; None when they were not applied.
+        """
         if fsdp.world_size() > 1 and not isinstance(self.policy, FSDPModule):
             fsdp.reduce_gradients(list(self.parameters.values()))
         norm = gradient_norm(self.parameters.values())
-        usable = math.isfinite(norm) and norm > 0
-        if usable:
+        moved: Tensor | None = None
+        if math.isfinite(norm) and norm > 0:
             clip_gradients(self.parameters.values(), norm, self.config.trainer.optim.max_grad_norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm, usable
+            moved = self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, moved
+
+    def _copies(self) -> int:
+        return fsdp.copies(next(iter(self.parameters.values())))
 
     def save_tokenizer(self, folder: Path) -> None:
         """Put the tokenizer beside published weights, so that the folder is a complete model."""
@@ -86,52 +109,59 @@ class Learner:
         AutoTokenizer.from_pretrained(self.config.model.name).save_pretrained(folder)
 
 
-class _Work:
-    """The micro-batches of one batch on this rank, with the log-probabilities that are fixed during the step."""
+class Passes:
+    """Forward and backward passes over micro-batches, with the log-probabilities that are fixed during the step.
 
-    def __init__(self, learner: Learner, batch: Batch) -> None:
+    The proximal ones cost nothing: the first update's own forward pass runs on the parameters from before it.
+    """
+
+    def __init__(self, learner: Learner, batch: Batch, micro_batches: Sequence[MicroBatch], totals: StepTotals) -> None:
         self.learner = learner
         self.temperature = batch.temperature
         self.loss_config = _resolve(learner.config.trainer.loss, batch)
-        self.totals: StepTotals = step_totals(batch.samples)
-        budget = learner.config.trainer.micro_batch_tokens or learner.config.seq_len
-        packed = pack(batch.samples, max_tokens=budget, ranks=fsdp.world_size())
-        self.micro_batches = [micro_batch.to(learner.device) for micro_batch in packed[fsdp.rank()]]
-        many_updates = learner.config.trainer.updates_per_batch > 1
-        self.proximal = self._pass(learner.policy) if many_updates or self.loss_config.importance_sampling != "none" else None
+        self.micro_batches = micro_batches
+        self.totals = totals
+        several = learner.config.trainer.updates_per_batch > 1
+        self.keeps_proximal = several or self.loss_config.importance_sampling != "none"
+        self.proximal: dict[int, Tensor] = {}  # by micro-batch
         self.reference = self._reference_pass() if self.loss_config.kl_beta > 0 else None
-
-    def _pass(self, policy: Policy) -> list[Tensor]:
-        with torch.no_grad():
-            return [policy.stats(batch, temperature=self.temperature).logprobs for batch in self.micro_batches]
 
     def _reference_pass(self) -> list[Tensor]:
         if self.learner.reference is not None:
-            return self._pass(self.learner.reference)
+            return self._logprobs(self.learner.reference)
         with adapters_off(self.learner.policy):
-            return self._pass(self.learner.policy)
+            return self._logprobs(self.learner.policy)
+
+    def _logprobs(self, policy: Policy) -> list[Tensor]:
+        with torch.no_grad():
+            return [policy.stats(batch, temperature=self.temperature).logprobs for batch in self.micro_batches]
 
     def backward(self, *, first: bool) -> Metrics:
         """Gradients of the whole step, accumulated; metrics over all ranks. `first`: parameters are still those of the batch."""
         sums: dict[str, Tensor] = {}
-        largest = torch.zeros((), dtype=torch.float64)
+        largest = torch.zeros(len(LARGEST), dtype=torch.float64, device=self.learner.device)
         for index, batch in enumerate(self.micro_batches):
-            with self._sync_at_last(index):
-                contributions, difference = self._backward_one(index, batch, first=first)
-            for name, value in contributions.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-            largest = torch.maximum(largest, difference.double().cpu())
+            # adapters are small: their gradients are kept whole and reduced once
+            fsdp.accumulate(self.learner.policy, last=index == len(self.micro_batches) - 1, whole=self.learner.lora is not None)
+            shares, difference = self._backward_one(index, batch, first=first)
+            if first:
+                shares |= _mismatch(difference, self.totals)
+                largest = torch.maximum(largest, _largest_mismatch(difference, batch))
+            for name, value in shares.items():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
         names = sorted(sums)
-        totals = fsdp.sum_over_ranks(torch.stack([sums[name] for name in names])).tolist()
+        totals = fsdp.sum_over_ranks(torch.stack([sums[name] for name in names]).cpu()).tolist()
         metrics = dict(zip(names, totals, strict=True))
         if first:
-            metrics["mismatch/logprob_abs/max"] = float(fsdp.max_over_ranks(largest))
+            metrics |= dict(zip(LARGEST, fsdp.max_over_ranks(largest.cpu()).tolist(), strict=True))
         return metrics
 
     def _backward_one(self, index: int, batch: MicroBatch, *, first: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """Backward pass of one micro-batch; its shares of the metrics, and its largest mismatch."""
+        """Backward pass of one micro-batch; its shares of the metrics, and its logprobs less those of the engine."""
         coefficient = self.loss_config.entropy_coef
         stats = self.learner.policy.stats(batch, temperature=self.temperature, entropy_grad=coefficient > 0)
+        if first and self.keeps_proximal:
+            self.proximal[index] = stats.logprobs.detach()
         output = policy_loss(
             stats.logprobs,
             batch.behaviour_logprobs.to(stats.logprobs.dtype),
@@ -139,7 +169,7 @@ class _Work:
             torch.ones_like(batch.targets, dtype=torch.bool),
             config=self.loss_config,
             ref_logprobs=None if self.reference is None else self.reference[index],
-            proximal_logprobs=None if self.proximal is None else self.proximal[index],
+            proximal_logprobs=self.proximal.get(index),
             segment_ids=batch.segment_ids,
             totals=self.totals,
             rollout_tokens=batch.rollout_tokens,
@@ -148,17 +178,7 @@ class _Work:
         loss = output.loss - coefficient * entropy if coefficient > 0 else output.loss
         loss.backward()
         shares = output.metrics | {"actor/loss": loss.detach(), "actor/entropy": entropy.detach()}
-        difference = stats.logprobs.detach() - batch.behaviour_logprobs
-        if first:
-            shares |= _mismatch(difference, self.totals)
-        return shares, difference.abs().max() if len(difference) else torch.zeros(())
-
-    def _sync_at_last(self, index: int) -> AbstractContextManager[None]:
-        """Adapters are small: their gradients are kept whole and reduced once, at the last micro-batch."""
-        policy = self.learner.policy
-        if isinstance(policy, FSDPModule) and self.learner.lora is not None:
-            policy.set_requires_gradient_sync(index == len(self.micro_batches) - 1)
-        return nullcontext()
+        return shares, stats.logprobs.detach() - batch.behaviour_logprobs
 
 
 def _resolve(config: LossConfig, batch: Batch) -> LossConfig:
@@ -172,8 +192,23 @@ def _mismatch(difference: Tensor, totals: StepTotals) -> dict[str, Tensor]:
     """Trainer minus engine, before the first update: what the two disagree about."""
     return {
         "mismatch/logprob_abs/mean": difference.abs().sum() / totals.tokens,
-        "mismatch/kl/mean": (difference.exp() - difference - 1).sum() / totals.tokens,
+        "mismatch/kl/mean": _kl(difference).sum() / totals.tokens,
     }
+
+
+def _largest_mismatch(difference: Tensor, batch: MicroBatch) -> Tensor:
+    """Of a token, and of a sample's mean: the values of `LARGEST`."""
+    if not len(difference):
+        return torch.zeros(len(LARGEST), dtype=torch.float64, device=difference.device)
+    sums = difference.new_zeros(len(batch.rollout_tokens)).index_add(0, batch.segment_ids, _kl(difference))
+    means = sums / torch.bincount(batch.segment_ids, minlength=len(sums))
+    return torch.stack([difference.abs().max(), means.max()]).double()
+
+
+def _kl(difference: Tensor) -> Tensor:
+    """Estimate of KL(engine || trainer) from tokens of the engine (k3)."""
+    clamped = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return clamped.exp() - clamped - 1
 
 
 def signal_share(batch: Batch) -> float:
