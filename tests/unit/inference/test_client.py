@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from support.scripted_engine import Fault, ScriptedEngine
 from turnwise.inference import Completion, EngineError, EngineUnavailable, InferenceClient
@@ -192,6 +193,32 @@ async def test_a_replica_that_refuses_an_adapter_fails_the_whole_load() -> None:
 async def test_digests_come_one_a_replica() -> None:
     async with ScriptedEngine(digest="a") as one, ScriptedEngine(digest="b") as two, opened(one, two) as client:
         assert await client.digest(3) == ["a", "b"]
+
+
+async def test_what_a_worker_could_not_do_is_an_error_with_its_words_and_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedEngine, "_true_digest", lambda engine, name: {"error": f"no adapter {name} was loaded"})
+    async with ScriptedEngine(digest="a") as one, ScriptedEngine() as two, opened(one, two) as client:
+        with pytest.raises(EngineError, match=rf"weights_digest {two.url}: no adapter v3 was loaded"):
+            await client.digest(3)
+
+
+@pytest.mark.parametrize(("answer", "stays_paused"), [(b'{"success": false}', True), (b'{"success": true}', False), (b"", False)])
+async def test_generation_goes_on_only_with_an_empty_prefix_cache(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, stays_paused: bool
+) -> None:
+    async def reset(engine: ScriptedEngine, request: web.Request) -> web.Response:
+        return web.Response(body=answer)
+
+    monkeypatch.setattr(ScriptedEngine, "_reset", reset)
+    async with ScriptedEngine([[5]]) as engine, opened(engine, timeout_s=0.2) as client:
+        await client.pause()
+        if stays_paused:
+            with pytest.raises(EngineError, match="could not empty its prefix cache"):
+                await client.resume()
+            assert "resume" not in engine.admin
+        else:
+            await client.resume()
+            assert engine.admin[-1] == "resume"
 
 
 async def test_prompt_logprobs_have_one_value_less_than_ids() -> None:

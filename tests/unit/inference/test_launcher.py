@@ -1,6 +1,7 @@
 """The commands that start engines."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import turnwise.kernels
 from turnwise.config import ConfigError, RLConfig
 from turnwise.inference import launcher
 from turnwise.inference.launcher import check_engine, engine_commands, lora_rank_limit
@@ -46,6 +48,58 @@ def test_vllm_serves_the_base_model_and_adapters_with_processed_logprobs() -> No
     assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
 
 
+def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/of/the/user")
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert flag(command.argv, "--worker-extension-cls") == "turnwise.inference.vllm_worker.WorkerExtension"
+    assert command.env["PYTHONPATH"] == os.pathsep.join([str(launcher.ENGINE_PATH), "/of/the/user"])
+    monkeypatch.delenv("PYTHONPATH")
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert command.env["PYTHONPATH"] == str(launcher.ENGINE_PATH)
+
+
+def test_on_that_path_another_interpreter_finds_this_package_and_nothing_else_of_its_environment(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util, turnwise.kernels\n"
+        "print(turnwise.kernels.__file__, *(importlib.util.find_spec(name) for name in ('msgspec', 'torch', 'tests')))"
+    )
+    argv = [sys.executable, "-S", "-c", code]  # -S: without the packages of this environment
+    env = {"PYTHONPATH": str(launcher.ENGINE_PATH)}
+    result = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == [turnwise.kernels.__file__, "None", "None", "None"]
+
+
+@pytest.mark.parametrize(
+    ("inflight", "gpus", "expected"),
+    [
+        (None, [0], None),
+        (204, [0], None),
+        (205, [0], "257"),
+        (400, [0, 1], None),
+        (640, [0, 1], "400"),
+        (5000, [0], "1024"),
+    ],
+)
+def test_vllm_decodes_as_many_sequences_as_a_replica_may_get_within_bounds(
+    inflight: int | None, gpus: list[int], expected: str | None
+) -> None:
+    """Its own default is at least 256."""
+    run = RLConfig.model_validate(
+        {
+            "model": {"name": "m"},
+            "inference": {"engine": "vllm", "port": 9000},
+            "orchestrator": {"max_inflight": inflight, "batch_size": 64, "rollouts_per_example": 8},
+        }
+    )
+    command = engine_commands(run, Path("c"), gpus=gpus)[0]
+    assert (flag(command.argv, "--max-num-seqs") if "--max-num-seqs" in command.argv else None) == expected
+
+
+def test_on_a_gpu_vllm_keeps_prefixes_and_writes_no_access_log() -> None:
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert {"--enable-prefix-caching", "--disable-uvicorn-access-log"} <= set(command.argv)
+
+
 def test_vllm_on_a_cpu_gets_its_variables() -> None:
     (command,) = engine_commands(config(engine="vllm", embedded={"threads": 2}), Path("c"), gpus=[])
     assert command.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
@@ -59,6 +113,19 @@ def test_one_vllm_is_started_for_each_group_of_tp_gpus() -> None:
     commands = engine_commands(config(engine="vllm", tp=2), Path("c"), gpus=[0, 1, 2, 3])
     assert len(commands) == 2
     assert {flag(command.argv, "--tensor-parallel-size") for command in commands} == {"2"}
+
+
+def test_the_engines_part_of_a_gpu_becomes_a_flag_that_vllms_own_setting_overrides() -> None:
+    half = RLConfig.model_validate(config(engine="vllm").model_dump() | {"gpus": {"inference": [0], "inference_memory": 0.5}})
+    (command,) = engine_commands(half, Path("c"), gpus=[0])
+    assert flag(command.argv, "--gpu-memory-utilization") == "0.5"
+    tables = half.model_dump()
+    tables["inference"]["vllm"] = {"gpu_memory_utilization": 0.7}
+    (command,) = engine_commands(RLConfig.model_validate(tables), Path("c"), gpus=[0])
+    assert flag(command.argv, "--gpu-memory-utilization") == "0.7"
+    assert command.argv.count("--gpu-memory-utilization") == 1
+    (on_cpu,) = engine_commands(half, Path("c"), gpus=[])
+    assert "--gpu-memory-utilization" not in on_cpu.argv
 
 
 def test_settings_of_the_vllm_table_become_flags_and_win() -> None:
