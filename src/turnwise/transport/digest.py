@@ -15,24 +15,45 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as a signed number: 
 MIX = 0xBF58476D1CE4E5B9 - 2**64  # of splitmix64
 
 
+class Digest:
+    """`tensor_digest` of tensors that are never all there at once: a sum a tensor is kept, on its device, and nothing else."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[str, Tensor]] = {}
+
+    def add(self, name: str, tensor: "Tensor") -> None:
+        """Raises ValueError when the name was added before."""
+        if name in self._sums:
+            raise ValueError(f"the digest holds a tensor {name} already")
+        tensor = tensor.detach()
+        self._sums[name] = (f"{name}|{tensor.dtype}|{tuple(tensor.shape)}", _word_sum(tensor))
+
+    def hexdigest(self) -> str:
+        """The digest of what was added so far, whatever the order."""
+        import torch  # late: `rl` reads this package without loading torch
+
+        parts = [self._sums[name] for name in sorted(self._sums)]
+        sums = [value for _, value in parts]
+        if len({value.device for value in sums}) > 1:
+            sums = [value.cpu() for value in sums]
+        values = torch.stack(sums).tolist() if sums else []  # one transfer from a GPU
+        digest = hashlib.sha256()
+        for (description, _), value in zip(parts, values, strict=True):
+            digest.update(f"{description}|{value}|".encode())
+        return digest.hexdigest()
+
+
 def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
     """Hex digest of names, types, shapes and values, in the order of the names; the same on every device.
 
     Values enter by a sum over words (the bits of an element) times odd multipliers that depend on the place, modulo 2^64, which a
     GPU forms at the speed of its memory, where SHA-256 of 8 GB would take seconds. A change of a single element always shows, any
-    other accidental one with a probability of 1 - 2^-48 or more. It proves which tensors an engine holds; it does not protect against
-    somebody who forges them.
+    other accidental one with a probability of 1 - 2^-48 or more. It proves which tensors an engine holds; it does not protect
+    against somebody who forges them.
     """
-    import torch  # late: `rl` reads this package without loading torch
-
-    names = sorted(tensors)
-    sums = [_word_sum(tensors[name].detach()) for name in names]
-    if len({value.device for value in sums}) > 1:
-        sums = [value.cpu() for value in sums]
-    values = torch.stack(sums).tolist() if sums else []  # one transfer from a GPU
-    digest = hashlib.sha256()
-    for name, value in zip(names, values, strict=True):
-        digest.update(f"{name}|{tensors[name].dtype}|{tuple(tensors[name].shape)}|{value}|".encode())
+    digest = Digest()
+    for name, tensor in tensors.items():
+        digest.add(name, tensor)
     return digest.hexdigest()
 
 

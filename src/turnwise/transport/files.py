@@ -12,8 +12,12 @@ POLL_S = 0.02  # one stat() of a missing file costs about 2 us: 50 a second are 
 
 
 @contextmanager
-def atomic_dir(path: Path) -> Generator[Path]:
+def atomic_dir(path: Path, *, durable: bool = True) -> Generator[Path]:
     """A folder to fill that appears at `path` whole or not at all; an older one there is replaced.
+
+    Args:
+        path: where it appears.
+        durable: synced to the disk first, so that it is whole after a power failure too; 0.1 GB can take a second.
 
     Raises:
         OSError: the file system refused (disk full, no permission); nothing is left behind, the older one is untouched.
@@ -24,12 +28,14 @@ def atomic_dir(path: Path) -> Generator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        for entry in [*sorted(draft.rglob("*")), draft]:
-            _sync(entry)
+        if durable:
+            for entry in [*sorted(draft.rglob("*")), draft]:
+                _sync(entry)
         if path.exists():  # moved aside first: deleting it in place would show parts of it to whoever reads
             path.rename(older)
         draft.rename(path)
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
     finally:
         if older.exists() and not path.exists():
             older.rename(path)

@@ -11,6 +11,7 @@ from turnwise.transport.files import atomic_dir, write_atomic
 from turnwise.transport.messages import Served, WeightsReady
 
 READY = "ready.json"
+CLAIM = "claim.json"
 
 
 def adapter_name(version: int) -> str:
@@ -30,10 +31,12 @@ class WeightsStore:
     def publish(self, ready: WeightsReady, fill: Callable[[Path], None]) -> None:
         """Write the version's files by `fill(folder)` and announce them, both at once.
 
+        They are not synced to the disk: a run that goes on after a power failure publishes anew, from its checkpoint.
+
         Raises:
             OSError: the file system refused; no part of the version is visible.
         """
-        with atomic_dir(self.path(ready.version)) as draft:
+        with atomic_dir(self.path(ready.version), durable=False) as draft:
             fill(draft)
             (draft / READY).write_bytes(msgspec.json.encode(ready))
 
@@ -46,6 +49,14 @@ class WeightsStore:
         metrics = content["metrics"]  # JSON has no NaN, it comes as null: a step whose loss is NaN must still be announced
         content["metrics"] = {name: math.nan if value is None else value for name, value in metrics.items()}
         return msgspec.convert(content, WeightsReady)
+
+    def claim_path(self, version: int) -> Path:
+        """The file for which the sender of a broadcast waits."""
+        return self.path(version) / CLAIM
+
+    def claim(self, version: int) -> None:
+        """Say that all engines are paused and about to receive a version that travels by broadcast."""
+        write_atomic(self.claim_path(version), b"{}")
 
     def versions(self) -> list[int]:
         """Published versions that are still there, ascending."""
@@ -68,10 +79,11 @@ class WeightsStore:
                 self._remove(version)
 
     def forget_after(self, version: int) -> None:
-        """Remove versions beyond `version`: they belong to a lineage that a resume gave up."""
-        for later in self.versions():
-            if later > version:
-                self._remove(later)
+        """Remove versions beyond `version`, of a lineage that a resume gave up, and broadcasts, whose sender is gone by then."""
+        for known in self.versions():
+            ready = self.poll(known)
+            if known > version or (ready is not None and ready.transfer == "broadcast"):
+                self._remove(known)
         if self.served() > version:
             self.acknowledge(Served(version))
 

@@ -138,3 +138,11 @@ def test_waiting_ends_with_the_file_with_the_stop_or_with_the_deadline(tmp_path:
     assert wait_for(tmp_path / "there", stop=lambda: False) is True
     with pytest.raises(TimeoutError, match="never did not appear within 0 s"):
         wait_for(tmp_path / "never", stop=lambda: False, timeout_s=0.0)
+
+
+def test_a_folder_that_need_not_be_durable_appears_whole_without_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with atomic_dir(tmp_path / "v1", durable=False) as draft:
+        (draft / "weights").write_bytes(b"w")
+        assert not (tmp_path / "v1").exists()
+    assert (tmp_path / "v1" / "weights").read_bytes() == b"w"

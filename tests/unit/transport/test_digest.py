@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.transport import served_adapter, tensor_digest
+from turnwise.transport import Digest, served_adapter, tensor_digest
 from turnwise.transport.digest import BLOCK, ROWS
 
 
@@ -69,3 +69,19 @@ def test_an_adapter_as_served_has_the_engines_type_and_the_scale_in_b() -> None:
     served = served_adapter(tensors, dtype=torch.bfloat16, scale=2.0)
     assert served["m.lora_A.weight"].tolist() == [[0.10009765625, 0.10009765625]]
     assert served["m.lora_B.weight"].tolist() == [[0.2001953125], [0.2001953125]]
+
+
+def test_the_digest_of_tensors_one_by_one_equals_that_of_all() -> None:
+    tensors = {"b": torch.randn(3, 4), "a": torch.arange(5), "c": torch.tensor(2.0)}
+    digest = Digest()
+    for name, tensor in tensors.items():
+        digest.add(name, tensor)
+    assert digest.hexdigest() == tensor_digest(tensors)
+    assert Digest().hexdigest() == tensor_digest({})
+
+
+def test_a_name_enters_the_digest_once() -> None:
+    digest = Digest()
+    digest.add("a", torch.ones(1))
+    with pytest.raises(ValueError, match="the digest holds a tensor a already"):
+        digest.add("a", torch.ones(1))

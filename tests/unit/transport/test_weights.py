@@ -96,3 +96,24 @@ def test_foreign_folders_are_no_versions(tmp_path: Path) -> None:
     (tmp_path / "vision").mkdir()
     (tmp_path / "vision" / "ready.json").write_text("{}")
     assert store.versions() == [1]
+
+
+def test_a_broadcast_whose_sender_is_gone_is_forgotten(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path)
+    publish(store, 1)
+    store.publish(WeightsReady(2, "full", "p", "d", transfer="broadcast", rendezvous="127.0.0.1:1"), lambda folder: None)
+    store.acknowledge(Served(2))
+    store.forget_after(2)
+    assert store.versions() == [1]
+    assert store.served() == 2
+
+
+def test_a_claim_appears_in_the_folder_of_its_version_and_leaves_with_it(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path)
+    publish(store, 1)
+    assert not store.claim_path(1).exists()
+    store.claim(1)
+    assert store.claim_path(1).exists()
+    assert store.poll(1) is not None
+    publish(store, 1)  # announced anew: nobody has claimed that
+    assert not store.claim_path(1).exists()
