@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,92 +15,17 @@ import msgspec
 import pytest
 
 from support import faulty_envs
-from support.fake_trainer import FakeTrainer, publish
+from support.fake_trainer import publish
+from support.orchestrated import DEADLINE_S, batches, make_config, metrics, run, samples, trainer_of, until
 from support.rollouts import ECHO
 from support.scripted_engine import Fault, ScriptedEngine
 from turnwise.config import RLConfig
 from turnwise.config.files import dump_toml
-from turnwise.inference.client import InferenceClient
 from turnwise.orchestrator.__main__ import load_progress
-from turnwise.orchestrator.loop import Orchestrator
 from turnwise.orchestrator.scheduler import TooManyErrors
 from turnwise.orchestrator.versions import TrainerSilent
 from turnwise.orchestrator.weights import WrongWeights
-from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, Sample, StopRequest, WeightsStore
-
-DEADLINE_S = 60.0
-
-
-def make_config(model: Path, out: Path, *, max_steps: int = 4, port: int | None = None, **changes: Any) -> RLConfig:
-    orchestrator = {
-        "batch_size": 8,
-        "rollouts_per_example": 4,
-        "env": [{"id": ECHO}],
-        "sampling": {"max_tokens": 8},
-        "eval": {"num_examples": 2, "at_start": False},
-        **changes.pop("orchestrator", {}),
-    }
-    tables = {
-        "output_dir": str(out),
-        "model": {"name": str(model)},
-        "max_steps": max_steps,
-        "orchestrator": orchestrator,
-        "monitor": {"tensorboard": False},
-        "inference": {"port": port, "dp": 1, "request_timeout_s": 20, "max_retries": 0},
-    }
-    return RLConfig.model_validate({**tables, **changes})
-
-
-async def run(
-    config: RLConfig,
-    engine: ScriptedEngine,
-    trainer: FakeTrainer | None,
-    *,
-    resume_step: int = 0,
-    cut_after_s: float | None = None,
-) -> StopRequest | None:
-    """Run the orchestrator beside a trainer; `cut_after_s` breaks it off there, like a kill."""
-    progress, next_batch = load_progress(RunDir(config.output_dir), resume_step)
-    training = asyncio.create_task(trainer.run()) if trainer is not None else None
-    client = InferenceClient([engine.url], model="base", request_timeout_s=20, max_retries=0)
-    try:
-        async with client, asyncio.timeout(cut_after_s or DEADLINE_S):
-            made = Orchestrator(config, client, resume_step=resume_step, progress=progress, next_batch=next_batch)
-            return await made.run()
-    finally:
-        if training is not None:
-            training.cancel()
-            await asyncio.wait([training])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-
-
-def batches(config: RLConfig) -> list[Batch]:
-    log = BatchLog(RunDir(config.output_dir).batches)
-    return [log.read(step) for step in log.steps()]
-
-
-def samples(config: RLConfig) -> list[list[Sample]]:
-    return [batch.samples for batch in batches(config)]
-
-
-def metrics(config: RLConfig) -> dict[int, dict[str, float]]:
-    merged: dict[int, dict[str, float]] = {}
-    for line in RunDir(config.output_dir).metrics.read_text().splitlines():
-        record = json.loads(line)
-        merged.setdefault(record["step"], {}).update(record)
-    return merged
-
-
-def trainer_of(config: RLConfig, **settings: Any) -> FakeTrainer:
-    assert config.max_steps is not None
-    return FakeTrainer(RunDir(config.output_dir), config.max_steps, **settings)
+from turnwise.transport import BatchLog, Control, Progress, RunDir, Sample, StopRequest, WeightsStore
 
 
 async def test_a_run_goes_from_the_first_version_to_the_last_evaluation(tiny_model: Path, tmp_path: Path, capsys: Any):
@@ -425,6 +350,29 @@ async def test_only_equal_rewards_end_the_process_with_an_explanation_and_an_err
     assert "Distinct replies: 1 of 48" in output
     assert "Traceback" not in output
     assert not batches(config)
+
+
+async def test_an_engine_that_holds_another_version_ends_the_process_with_a_reason(tiny_model: Path, tmp_path: Path):
+    """From the second version on it serves the first: the run stops there, and says which engine and which version."""
+
+    class Stale(ScriptedEngine):
+        def _true_digest(self, name: str) -> str:
+            return super()._true_digest(name) if name in ("v0", "v1") else "f" * 64
+
+    config = make_config(tiny_model, tmp_path)
+    trainer = asyncio.create_task(trainer_of(config).run())
+    async with Stale() as engine:
+        code, output = await finish(await start_process(config, engine))
+    trainer.cancel()
+    assert code == 1
+    assert "the run cannot go on: WrongWeights: version 2: engine 0 holds tensors with the digest ffffffffffffffff..." in output
+    assert "rollouts would come from another policy" in output
+    assert "Traceback" not in output
+    assert all(request["model"] in ("v0", "v1") for request in engine.requests)
+    request = Control(tmp_path).stop_request()
+    assert request is not None
+    assert request.kind == "failed"
+    assert request.reason.startswith("orchestrator: WrongWeights: version 2")
 
 
 async def test_a_disk_that_refuses_ends_the_process_with_the_systems_words(tiny_model: Path, tmp_path: Path):

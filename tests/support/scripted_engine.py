@@ -42,7 +42,9 @@ class ScriptedEngine:
     admin: list[str] = field(default_factory=list)  # administrative requests, in order
     adapters: dict[str, str] = field(default_factory=dict)  # name -> folder
     faults: list[Fault] = field(default_factory=list)  # used up one by one
-    load: dict[str, float] = field(default_factory=dict)  # values on /metrics by vLLM's name; running and waiting are the true ones
+    load: dict[str, float] = field(
+        default_factory=dict
+    )  # values on /metrics by vLLM's name; running and waiting are the true ones
     metrics: bool = True  # False: no such page
     running: int = 0
     peak: int = 0
@@ -68,7 +70,9 @@ class ScriptedEngine:
                 web.post("/collective_rpc", self._rpc),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )  # as vLLM ends requests
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=4096)
         await site.start()
@@ -104,7 +108,9 @@ class ScriptedEngine:
         if not self.metrics:
             return _error(404, "no metrics")
         values = {"vllm:num_requests_running": self.running, "vllm:num_requests_waiting": 0.0, **self.load}
-        lines = [f'# TYPE {name} gauge\n{name}{{engine="0",model_name="{self.model}"}} {float(v)}\n' for name, v in values.items()]
+        lines = [
+            f'# TYPE {name} gauge\n{name}{{engine="0",model_name="{self.model}"}} {float(v)}\n' for name, v in values.items()
+        ]
         return web.Response(text="# HELP python_gc_objects_collected_total Objects\n" + "".join(lines))
 
     async def _models(self, request: web.Request) -> web.Response:

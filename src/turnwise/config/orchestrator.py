@@ -131,6 +131,11 @@ class OrchestratorConfig(Config):
     straggler_timeout_s: float | None = Field(default=None, gt=0)
     """A rollout older than this many seconds is cut and errored; no limit when unset."""
 
+    straggler_factor: float | None = Field(default=2.0, ge=1)
+    """A group that takes longer than this many times the median of recent groups no longer holds a place: another begins in its
+    stead, and the slow one goes into a later batch, or is dropped once it is too old. None do when unset, or with
+    `max_staleness = 0`, where batches do not depend on who is done first; `straggler_timeout_s` helps there."""
+
     filters: FilterConfig = FilterConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     buffer: BufferConfig = BufferConfig()

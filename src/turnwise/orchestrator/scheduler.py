@@ -1,9 +1,11 @@
 """Keeps rollouts going: groups in order, at most `max_inflight` rollouts, bounded retries, and no more groups than allowed."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from statistics import median
 
 from turnwise.config import OrchestratorConfig
 from turnwise.orchestrator.buffer import GroupTask, TaskBuffer
@@ -18,6 +20,9 @@ Play = Callable[[RolloutSpec], Awaitable[Rollout]]
 ERROR_WINDOW_BATCHES = 4  # batches' worth of attempts over which the share of errors is taken
 FEWEST_ATTEMPTS = 8  # before the share of errors is judged
 REASONS_SHOWN = 3
+RECENT_GROUPS = 64  # over which the median duration is taken
+FEWEST_GROUPS = 8  # before any is called late
+LATE_SHARE = 4  # at most one in so many groups of a batch counts as late: when all are slow, it is not they that lag behind
 
 
 class TooManyErrors(Exception):
@@ -33,6 +38,7 @@ class OpenGroup:
     rollouts: list[Rollout | None]
     failed: list[Rollout] = field(default_factory=list[Rollout])
     oldest_version: int | None = None  # served when its first rollout began
+    began: float = 0.0  # when that was
     tasks: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
     broken_off: bool = False
 
@@ -56,6 +62,7 @@ class Scheduler:
         seed: int,
         version: Callable[[], int],
         admits: Callable[[int], bool] = lambda inflight: True,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.buffer, self.play, self.seed = config, buffer, play, seed
         self.capacity = 0
@@ -68,7 +75,9 @@ class Scheduler:
         self._again: deque[int] = deque()  # groups of an interrupted run, issued first
         self._waiting: deque[tuple[OpenGroup, int]] = deque()
         self._closed = False
-        self._spawn, self._version, self._admits = spawn, version, admits
+        self._spawn, self._version, self._admits, self.now = spawn, version, admits, now
+        self._durations: deque[float] = deque(maxlen=RECENT_GROUPS)  # seconds of recent groups
+        self._late_after: float | None = None  # seconds
         self._capacity_from = Blocked.END  # what the capacity is owed to
         window = ERROR_WINDOW_BATCHES * config.batch_size
         self._outcomes: deque[str | None] = deque(maxlen=window)  # error text, or None, of recent attempts
@@ -96,7 +105,7 @@ class Scheduler:
         while (blocked := self._blocked()) is None:
             group, index = self._waiting.popleft()
             if group.oldest_version is None:
-                group.oldest_version = self._version()
+                group.oldest_version, group.began = self._version(), self.now()
             self.inflight += 1
             task = self._spawn.create_task(self._run(group, index))
             group.tasks.add(task)
@@ -124,7 +133,7 @@ class Scheduler:
         """What keeps the next rollout from beginning; None when it stands in line, from a group that may be opened here."""
         if self._closed:
             return Blocked.END
-        if not self._waiting and len(self.open) >= self.capacity:
+        if not self._waiting and len(self.open) - self._late() >= self.capacity:
             return self._capacity_from
         if self.inflight >= self.max_inflight:
             return Blocked.INFLIGHT
@@ -151,7 +160,23 @@ class Scheduler:
                 break
             group.failed.append(rollout)
         if all(rollout is not None for rollout in group.rollouts):
+            self._took(self.now() - group.began)
             self.finished.put_nowait(_finish(group))
+
+    def _took(self, seconds: float) -> None:
+        """Remember how long a group took."""
+        self._durations.append(seconds)
+        factor = self.config.straggler_factor
+        if factor is not None and self.config.max_staleness and len(self._durations) >= FEWEST_GROUPS:
+            self._late_after = factor * median(self._durations)
+
+    def _late(self) -> int:
+        """Groups in progress that do not hold a place any more."""
+        if self._late_after is None:
+            return 0
+        since = self.now() - self._late_after
+        late = sum(bool(group.tasks) and group.began < since for group in self.open.values())
+        return min(late, max(1, self.config.batch_size // self.config.rollouts_per_example // LATE_SHARE))
 
     def _ended(self, group: OpenGroup, task: "asyncio.Task[None]") -> None:
         self.inflight -= 1

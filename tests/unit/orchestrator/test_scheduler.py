@@ -10,7 +10,7 @@ from support.rollouts import echo_setup, make_config, make_rollout
 from turnwise.config import BufferConfig
 from turnwise.orchestrator.buffer import TaskBuffer
 from turnwise.orchestrator.rollout import RolloutSpec
-from turnwise.orchestrator.scheduler import Scheduler, TooManyErrors
+from turnwise.orchestrator.scheduler import FEWEST_GROUPS, Scheduler, TooManyErrors
 from turnwise.orchestrator.types import Rollout, StopReason
 from turnwise.orchestrator.waits import Blocked
 from turnwise.transport import Progress
@@ -52,11 +52,12 @@ def make_scheduler(
     play: Play,
     version: Callable[[], int] = lambda: 0,
     admits: Callable[[int], bool] = lambda inflight: True,
+    now: Callable[[], float] = lambda: 0.0,
     **orchestrator: object,
 ) -> Scheduler:
     config = make_config(**orchestrator)
     buffer = TaskBuffer([echo_setup()], BufferConfig(), config.seed)
-    return Scheduler(config.orchestrator, buffer, play, group, seed=config.seed, version=version, admits=admits)
+    return Scheduler(config.orchestrator, buffer, play, group, seed=config.seed, version=version, admits=admits, now=now)
 
 
 async def test_groups_are_issued_in_order_up_to_the_capacity():
@@ -201,6 +202,39 @@ async def test_a_slow_rollout_does_not_keep_other_groups_from_finishing():
         for rollout in ("g2-0", "g2-1", "g1-1", "g1-0"):
             await games.end(rollout)
         assert [scheduler.finished.get_nowait().id for _ in range(2)] == [2, 1]
+        scheduler.close()
+
+
+@pytest.mark.parametrize(("max_staleness", "factor", "begun"), [(1, 2.0, {"g9-0", "g9-1"}), (1, None, set()), (0, 2.0, set())])
+async def test_another_group_begins_in_place_of_one_that_takes_twice_as_long_as_others(
+    max_staleness: int, factor: float | None, begun: set[str]
+):
+    games, clock = Games(), 0.0
+    async with asyncio.TaskGroup() as group:
+        settings = {"max_staleness": max_staleness, "straggler_factor": factor, "max_inflight": 9}
+        scheduler = make_scheduler(group, games.play, now=lambda: clock, **settings)
+        for number in range(FEWEST_GROUPS):  # each takes 10 seconds
+            scheduler.set_capacity(1)
+            await settle()
+            clock += 10
+            await games.end(f"g{number}-0")
+            await games.end(f"g{number}-1")
+            scheduler.settle(scheduler.finished.get_nowait())
+        scheduler.pump()
+        await settle()
+        assert sorted(games.running) == ["g8-0", "g8-1"]
+        clock += 20
+        scheduler.pump()
+        await settle()
+        assert sorted(games.running) == ["g8-0", "g8-1"]
+        clock += 0.1
+        scheduler.pump()
+        await settle()
+        assert set(games.running) == {"g8-0", "g8-1", *begun}
+        clock += 100
+        scheduler.pump()
+        await settle()
+        assert set(games.running) == {"g8-0", "g8-1", *begun}  # not all can be late
         scheduler.close()
 
 
