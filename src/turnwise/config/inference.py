@@ -28,7 +28,8 @@ class InferenceConfig(Config):
     """The inference engine."""
 
     engine: Literal["vllm", "embedded"] = "embedded"
-    """`vllm` for GPUs, `embedded` (transformers in a process of its own) for CPUs."""
+    """`vllm` for GPUs, `embedded` (transformers in a process of its own) for CPUs alone; `vllm` when `gpus.inference` names GPUs
+    and this is unset."""
 
     host: str = "127.0.0.1"
     """Address the engine listens on."""

@@ -33,7 +33,7 @@ class GpusConfig(Config):
     """Which GPUs each part may use. Empty lists mean CPU; no GPU is in two lists, but `share` lets engines and trainer meet."""
 
     inference: list[int] = Field(default_factory=list)
-    """GPUs of the inference engines: one engine a GPU, unless `inference.tp` is larger. Needs `inference.engine = "vllm"`."""
+    """GPUs of the inference engines: one engine a GPU, unless `inference.tp` is larger. Only vLLM uses them."""
 
     trainer: list[int] = Field(default_factory=list)
     """GPUs of the trainer: one torchrun over all of them."""

@@ -1,8 +1,9 @@
 """The whole configuration of a run: what `rl @ FILE` reads and `outputs/config.toml` holds."""
 
 from pathlib import Path
+from typing import Any, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from turnwise.config.base import Config
 from turnwise.config.inference import InferenceConfig
@@ -10,6 +11,8 @@ from turnwise.config.model import GpusConfig, ModelConfig
 from turnwise.config.orchestrator import OrchestratorConfig
 from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
 from turnwise.config.trainer import TrainerConfig
+
+SHARED_GPU_RESERVE = 3 * 2**29  # bytes: about 0.7 GiB for a CUDA context with its libraries, the rest for vLLM's underestimates
 
 
 class RLConfig(Config):
@@ -47,6 +50,18 @@ class RLConfig(Config):
     wandb: WandbConfig | None = None
     """Set the table to track the run in Weights & Biases."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gpus_mean_vllm(cls, tables: Any) -> Any:
+        """Inference GPUs choose the engine that can use them, where nobody chose one."""
+        if not isinstance(tables, dict):
+            return tables
+        given = cast(dict[str, Any], tables)
+        gpus, inference = given.get("gpus"), given.get("inference", {})
+        if isinstance(gpus, dict) and gpus.get("inference") and isinstance(inference, dict) and "engine" not in inference:
+            return {**given, "inference": {**inference, "engine": "vllm"}}
+        return given
+
     @property
     def adapter_slots(self) -> int:
         """Adapter versions that an engine keeps loaded: an evaluation holds one beside those of training."""
@@ -57,3 +72,19 @@ class RLConfig(Config):
         """Whether the embedded engine's replies repeat to the bit."""
         chosen = self.inference.embedded.deterministic
         return self.orchestrator.max_staleness == 0 if chosen is None else chosen
+
+    @property
+    def engine_memory(self) -> float | None:
+        """Fraction of a GPU's memory that each engine takes; None leaves it to vLLM."""
+        passed = self.inference.vllm
+        return passed.get("gpu_memory_utilization", passed.get("gpu-memory-utilization", self.gpus.inference_memory))
+
+    def trainer_memory(self, gpu: int, total: int) -> int | None:
+        """Bytes that the trainer's allocator may take of GPU `gpu` of `gpus.trainer`, which has `total`; None where it is alone.
+
+        What is left beside it is for what no fraction covers: the CUDA context of the trainer, and a little that engines take
+        beyond their part.
+        """
+        if gpu not in self.gpus.shared or self.engine_memory is None:
+            return None
+        return int(total * (1 - self.engine_memory)) - SHARED_GPU_RESERVE

@@ -1,6 +1,7 @@
 """One started process of a run: its output goes to its log, its end is noticed, its health is asked for."""
 
 import os
+import signal
 import subprocess
 import time
 import urllib.error
@@ -8,10 +9,13 @@ import urllib.request
 from collections import deque
 from pathlib import Path
 
+from turnwise.launch.causes import likely_cause
 from turnwise.launch.plan import RANK_PREFIX, ProcessSpec
 
 HEALTH_TIMEOUT_S = 1.0
 TORCHRUN_LINES = 400  # torchrun ends with a traceback of its own and a summary, some 60 lines, below those of the ranks
+CAUSE_LINES = 4000  # of the log's end, in which a cause is looked for
+KILLED = "something killed it, most likely the kernel for want of RAM (`dmesg` tells)."
 TORCHRUN_ENDING = "exitcode  :"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are on this host: never ask a proxy
 
@@ -73,6 +77,14 @@ class Child:
         ending = [line for line in lines if line.lstrip().startswith(TORCHRUN_ENDING)][-1:]
         own = [line for line in lines if line.startswith(RANK_PREFIX)]
         return [*own[-(count - len(ending)) :], *ending] if own else lines[-count:]
+
+    def likely_cause(self) -> str | None:
+        """What its log says about why it ended, and what helps; None where nothing known is found."""
+        if self.spec.role == "orchestrator":
+            return None  # its log shows what models write, which may be anything
+        if self.exit_code() == -signal.SIGKILL:
+            return KILLED
+        return likely_cause(tail(self.spec.log, CAUSE_LINES, since=self._start), self.spec.role)
 
     def ending(self) -> str:
         """How it ended, in words."""

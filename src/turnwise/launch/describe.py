@@ -1,5 +1,6 @@
 """The plan, the training arithmetic and the memory estimate as tables: what `--dry-run` prints."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from turnwise.config import RLConfig
+from turnwise.launch.allocation import Allocation
 from turnwise.launch.arithmetic import Arithmetic
-from turnwise.launch.memory import Estimate, ModelShape
-from turnwise.launch.plan import Plan, visible_gpus
-
-GIB = 2**30
+from turnwise.launch.gpus import Machine
+from turnwise.launch.memory import GIB, Estimate
+from turnwise.launch.plan import Plan
+from turnwise.launch.shape import ModelShape
 
 
 def arithmetic_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
@@ -37,11 +39,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for column in ("process", "runs on", "log"):
         table.add_column(column, overflow="fold")
     for process in plan.processes:
-        place = (
-            f"GPU {', '.join(map(str, process.gpus))}"
-            if process.gpus
-            else f"CPU, {process.env.get('OMP_NUM_THREADS', '?')} threads"
-        )
+        place = process.place if process.gpus else f"CPU, {process.env.get('OMP_NUM_THREADS', '?')} threads"
         table.add_row(process.name, place, str(process.log))
     console.print(table)
     for process in plan.processes:
@@ -49,18 +47,23 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"  {process.shell()}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_memory(console: Console, estimates: Sequence[Estimate], shape: ModelShape) -> None:
+def print_memory(console: Console, estimates: Sequence[Estimate], shape: ModelShape, machine: Machine) -> None:
+    """What each process wants of each device, and each GPU's sum against what it has."""
     table = Table(title=f"Memory, estimated ({shape.parameters / 1e6:.0f}M parameters, {shape.dtype})", title_justify="left")
     for column in ("where", "process", "of which"):
         table.add_column(column, overflow="fold")
     table.add_column("GiB", justify="right")
-    for estimate in estimates:
-        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.parts.items())
-        table.add_row(estimate.place, estimate.process, parts, f"{estimate.total / GIB:.2f}")
-    ram = sum(estimate.total for estimate in estimates if estimate.place == "RAM")
-    if ram:
-        table.add_row("RAM", "all processes", "", f"{ram / GIB:.2f}", style="bold")
+    for place, group in itertools.groupby(sorted(estimates, key=_device_order), key=lambda estimate: estimate.place):
+        members = list(group)
+        for estimate in members:
+            parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.parts.items())
+            table.add_row(place, estimate.process, parts, f"{estimate.total / GIB:.2f}")
+        capacity = _capacity(place, machine)
+        if len(members) > 1 or capacity:
+            total = sum(estimate.total for estimate in members)
+            table.add_row(place, "all", capacity, f"{total / GIB:.2f}", style="bold")
     console.print(table)
+    ram = sum(estimate.total for estimate in estimates if estimate.place == "RAM")
     present = psutil.virtual_memory().total
     if ram > present:
         console.print(
@@ -71,23 +74,48 @@ def print_memory(console: Console, estimates: Sequence[Estimate], shape: ModelSh
         )
 
 
-def missing_gpus(config: RLConfig) -> list[str]:
-    """What the configuration asks for and this machine lacks."""
-    wanted = sorted({*config.gpus.inference, *config.gpus.trainer, *config.gpus.containers})
-    present = len(visible_gpus())
-    lacking = [gpu for gpu in wanted if gpu >= present]
-    if not lacking:
-        return []
-    listed = ", ".join(map(str, lacking))
-    return [f"gpus: this machine has {present or 'no'} NVIDIA GPUs; missing: {listed}."]
+def print_allocation(console: Console, allocation: Allocation) -> None:
+    """How shared GPUs are split, and what does not fit this machine."""
+    gpus = allocation.config.gpus
+    if (gpus.inference or gpus.trainer or gpus.containers) and not allocation.machine.gpus:
+        console.print("GPUs: not checked: this machine has no GPUs.", highlight=False, soft_wrap=True)
+        if gpus.shared and allocation.config.engine_memory is None:
+            console.print("gpus.share: the memory split is computed where the GPUs are.", highlight=False, soft_wrap=True)
+        return
+    for line in allocation.lines():
+        style = "yellow" if line.startswith("warning") else None
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    for line in allocation.errors:
+        console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
-def plan_json(plan: Plan, arithmetic: Arithmetic | None, estimates: Sequence[Estimate]) -> str:
+def _device_order(estimate: Estimate) -> tuple[bool, int]:
+    """GPUs by number, then RAM."""
+    kind, _, number = estimate.place.partition(" ")
+    return kind != "GPU", int(number or 0)
+
+
+def _capacity(place: str, machine: Machine) -> str:
+    """`of 139.8 GiB (NVIDIA H200), 1.2 in use now`; empty where nothing tells."""
+    gpu = machine.gpu(int(place.removeprefix("GPU "))) if place.startswith("GPU ") else None
+    if gpu is None or gpu.total is None:
+        return ""
+    used = f", {gpu.used / GIB:.1f} in use now" if gpu.used else ""
+    return f"of {gpu.total / GIB:.1f} GiB ({gpu.name}){used}"
+
+
+def plan_json(plan: Plan, arithmetic: Arithmetic | None, estimates: Sequence[Estimate], allocation: Allocation) -> str:
     """The same as one JSON object."""
     processes = [
-        {"name": p.name, "argv": p.argv, "env": dict(p.env), "cwd": str(p.cwd), "log": str(p.log), "gpus": p.gpus}
-        for p in plan.processes
+        {**asdict(process), "env": dict(process.env), "cwd": str(process.cwd), "log": str(process.log)}
+        for process in plan.processes
     ]
     numbers = arithmetic and {**asdict(arithmetic), "steps_per_epoch": arithmetic.steps_per_epoch, "epochs": arithmetic.epochs}
     memory = [{**asdict(estimate), "total": estimate.total} for estimate in estimates]
-    return json.dumps({"processes": processes, "arithmetic": numbers, "memory": memory}, indent=2)
+    gpus = {
+        "present": [asdict(gpu) for gpu in allocation.machine.gpus],
+        "splits": [asdict(split) for split in allocation.splits],
+        "errors": allocation.errors,
+        "warnings": allocation.warnings,
+    }
+    return json.dumps({"processes": processes, "arithmetic": numbers, "memory": memory, "gpus": gpus}, indent=2)

@@ -14,6 +14,8 @@ def ending_lines(outcome: Outcome, run_dir: RunDir, progress: Progress, resume_c
     if outcome.log_tail:
         lines += ["", "Its last lines:", *(f"  {line}" for line in outcome.log_tail), ""]
     lines += [f"{_heading(outcome)} at step {progress.step} of {progress.max_steps}: {outcome.reason}"]
+    if outcome.cause:
+        lines.append(f"Likely cause: {outcome.cause}")
     lines += before_and_after(progress)
     checkpoints = steps_of(run_dir.checkpoints, "")
     if checkpoints:

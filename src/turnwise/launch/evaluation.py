@@ -13,11 +13,13 @@ from rich.table import Table
 
 from turnwise.config import ConfigError, RLConfig
 from turnwise.inference.launcher import check_engine
+from turnwise.launch.allocation import allocate
 from turnwise.launch.child import Child
+from turnwise.launch.gpus import look
 from turnwise.launch.models import Progress, resolve_model
-from turnwise.launch.plan import engines
+from turnwise.launch.plan import engines, shared_environment
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
-from turnwise.launch.survivors import RUN_ID, end_all
+from turnwise.launch.survivors import end_all
 from turnwise.launch.warden import Warden
 
 GRACE_S = 10.0
@@ -59,10 +61,12 @@ def print_evaluation(metrics: Mapping[str, float], console: Console | None = Non
 def _with_engines(config: RLConfig, adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
     run_id = uuid.uuid4().hex
     check_engine(config)
-    shared = {RUN_ID: run_id, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    machine = look()
+    if errors := allocate(config, machine, "only the engine runs", evaluation=True).errors:
+        raise ConfigError("\n".join(errors))
     warden = Warden(run_id, config.output_dir / "logs" / "warden.stdout", grace_s=GRACE_S)
     try:
-        children = [Child(spec) for spec in engines(config, shared)]
+        children = [Child(spec) for spec in engines(config, shared_environment(run_id), machine)]
         try:
             return asyncio.run(_evaluate(config, children, adapter, version, say))
         finally:
@@ -97,7 +101,9 @@ async def _serving(children: list[Child], timeout_s: float) -> None:
     for _ in range(max(1, int(timeout_s / POLL_S))):
         for child in children:
             if child.exit_code() is not None:
-                raise ConfigError("\n".join([f"{child.name} {child.ending()}. Its last lines:", *child.last_lines(20)]))
+                cause = child.likely_cause()
+                told = [f"Likely cause: {cause}"] if cause else []
+                raise ConfigError("\n".join([f"{child.name} {child.ending()}. Its last lines:", *child.last_lines(20), *told]))
         if all([await asyncio.to_thread(child.check_health) for child in children]):
             return
         await asyncio.sleep(POLL_S)

@@ -76,6 +76,8 @@ def rows(progress: Progress, children: Sequence[Child] = ()) -> list[tuple[str, 
     metrics, status = progress.metrics, progress.status
     lines = [("step", f"{progress.step} / {progress.max_steps}  {bar(progress.step, progress.max_steps)}{_eta(progress)}")]
     lines.append(("now", phase_text(progress, children)))
+    if any(child.spec.gpus for child in children):
+        lines.append(("on", "   ".join(f"{child.name} {child.spec.place}" for child in children)))
     if progress.rewards:
         values = [progress.rewards[step] for step in sorted(progress.rewards)]
         lines.append(("reward", f"{values[-1]:+.3f}  {sparkline(values)}  first {values[0]:+.3f}, best {max(values):+.3f}"))

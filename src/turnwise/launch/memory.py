@@ -1,70 +1,39 @@
-"""How much memory a run will want on each device, from the model's config.json alone. An estimate, within about a third.
+"""How much memory a run will want on each device, from the model's sizes alone. An estimate, within about a third.
 
-For the trainer: weights, adapter, gradients, the two moments of AdamW, activations of the longest packed batch and its
-logits, which for small models with large vocabularies are the most of it. For an engine: weights and the KV cache of
-what runs at once. Everything is in bytes.
+For the trainer: weights, adapter, gradients, the two moments of AdamW, and the activations of the longest packed batch. For an
+engine: weights, adapter slots, what a forward pass needs, and the KV cache, which on a GPU is all that is left of its part.
+Everything is in bytes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
-from typing import Any
 
 from turnwise.config import RLConfig
+from turnwise.config.trainer import LINEAR_LAYERS
+from turnwise.inference.launcher import lora_rank_limit
+from turnwise.launch.shape import BYTES, ModelShape
 
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-HUB_TIMEOUT_S = 5.0
-ADAM_BYTES = 4 + 4 + 4  # gradient and two moments, all float32
-LOGIT_BYTES = 4 + 4 + 4  # logits in float32, their log-softmax, and its gradient
-PROCESS_BYTES = 400 * 2**20  # Python with torch and transformers loaded, measured on a CPU
-HELPERS_BYTES = 450 * 2**20  # orchestrator, torchrun and rl together, measured
-GPU_CONTEXT_BYTES = 700 * 2**20  # CUDA context and libraries
-ACTIVATIONS_PER_LAYER = 34  # tensors of hidden size that one Llama layer keeps for its backward pass, as in its paper count
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that matter for memory."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    dtype: str
-
-    @property
-    def parameters(self) -> int:
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
-
-    def adapter_parameters(self, rank: int, targets: list[str]) -> int:
-        """Parameters of LoRA at this rank on these linear layers of every decoder layer."""
-        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        sides = {
-            "q_proj": (self.hidden, query),
-            "k_proj": (self.hidden, key_value),
-            "v_proj": (self.hidden, key_value),
-            "o_proj": (query, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
-        return self.layers * rank * sum(sum(sides[name]) for name in targets if name in sides)
-
-    def cache_bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES[self.dtype]
+GIB = 2**30
+MIB = 2**20
+MASTER_BYTES = 4  # float32 parameters that are trained
+GRADIENT_BYTES = 4
+MOMENTS_BYTES = 4 + 4
+SNAPSHOT_BYTES = 4  # parameters before the step, against which an update is measured
+LOGIT_BYTES = 2 + 4 + 4 + 2  # of one chunk: logits, the same in float32, their exponentials, and those in the model's type
+LOGIT_CHUNK = {"RAM": 2**22, "GPU": 2**27}  # logits that the trainer holds at a time
+PROCESS_BYTES = 400 * MIB  # Python with torch and transformers loaded, measured on a CPU
+HELPERS_BYTES = 450 * MIB  # orchestrator, torchrun and rl together, measured
+GPU_CONTEXT_BYTES = 700 * MIB  # CUDA context and libraries
+VLLM_SHARE = 0.92  # of a GPU, when nobody says otherwise
+VLLM_LARGE = 70 * GIB  # GPUs from this size on get larger steps by default
+VLLM_STEP = {True: (8192, 1024), False: (2048, 256)}  # tokens and sequences of one forward pass of vLLM's server
+VLLM_GRAPH_BYTES = 512 * MIB  # CUDA graphs
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One device's share: what takes how many bytes."""
+    """One process's share of one device: what takes how many bytes."""
 
     place: str  # "GPU 0" or "RAM"
     process: str
@@ -74,128 +43,143 @@ class Estimate:
     def total(self) -> int:
         return sum(self.parts.values())
 
-
-def read_shape(folder: Path) -> ModelShape:
-    """Read config.json of a decoder-only model.
-
-    Raises:
-        ValueError: a size that is needed is not in it.
-    """
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    raw = {**raw, **raw.get("text_config", {})}
-    try:
-        hidden, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
-        return ModelShape(
-            layers=int(raw["num_hidden_layers"]),
-            hidden=hidden,
-            intermediate=int(raw["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            vocabulary=int(raw["vocab_size"]),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            dtype=_known_dtype(raw.get("dtype") or raw.get("torch_dtype")),
-        )
-    except KeyError as error:
-        raise ValueError(f"config.json of {folder} has no {error.args[0]}: memory cannot be estimated") from error
+    @property
+    def certain(self) -> int:
+        """What no setting of lengths or batches makes smaller: the weights."""
+        return self.parts.get("weights", 0)
 
 
-def find_shape(model: str) -> ModelShape:
-    """The shape of a folder or of a hub id; of the latter only config.json is looked for, in the hub's cache and then on the hub.
-
-    Raises:
-        ValueError: it cannot be known yet; the message says why.
-    """
-    folder = Path(model)
-    if folder.is_absolute():
-        if not folder.is_dir():
-            raise ValueError(f"{folder.name} is not prepared yet; `turnwise model {folder.name}` does it")
-        return read_shape(folder)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return read_shape(Path(hf_hub_download(model, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"config.json of {model} is not at hand: {str(error).splitlines()[0]}") from error
-
-
-def estimate(config: RLConfig, shape: ModelShape) -> list[Estimate]:
-    """Memory of every engine and trainer process, by device."""
-    engines = _engine_places(config)
-    trainers = [f"GPU {gpu}" for gpu in config.gpus.trainer] or ["RAM"] * (config.trainer.processes or 1)
-    return [
-        *(Estimate(place, name, _engine_parts(config, shape, len(engines), place)) for name, place in engines),
-        *(
-            Estimate(
-                place,
-                f"trainer rank {rank}" if len(trainers) > 1 else "trainer",
-                _trainer_parts(config, shape, len(trainers), place),
-            )
-            for rank, place in enumerate(trainers)
-        ),
-        *(
-            []
-            if config.gpus.inference and config.gpus.trainer
-            else [Estimate("RAM", "orchestrator, torchrun, rl", {"processes": HELPERS_BYTES})]
-        ),
+def estimate(config: RLConfig, shape: ModelShape, gpu_bytes: Mapping[int, int] | None = None) -> list[Estimate]:
+    """Memory of every engine and trainer process, by device; `gpu_bytes` has the memory of the GPUs that are known."""
+    gpus, known = config.gpus, gpu_bytes or {}
+    engines: list[Estimate] = []
+    for index, gpu in enumerate(gpus.inference):
+        parts = gpu_engine_parts(config, shape, known.get(gpu))
+        engines.append(Estimate(f"GPU {gpu}", f"inference {index // config.inference.tp}", parts))
+    if not gpus.inference:
+        engines = [Estimate("RAM", f"inference {i}", _cpu_engine_parts(config, shape)) for i in range(config.inference.dp or 1)]
+    places = [f"GPU {gpu}" for gpu in gpus.trainer] or ["RAM"] * (config.trainer.processes or 1)
+    trainers = [
+        Estimate(place, f"trainer rank {rank}" if len(places) > 1 else "trainer", trainer_parts(config, shape))
+        for rank, place in enumerate(places)
     ]
+    helpers = [Estimate("RAM", "orchestrator, torchrun, rl", {"processes": HELPERS_BYTES})]
+    return [*engines, *trainers, *([] if gpus.inference and gpus.trainer else helpers)]
 
 
-def _engine_places(config: RLConfig) -> list[tuple[str, str]]:
-    if not config.gpus.inference:
-        return [(f"inference {i}", "RAM") for i in range(config.inference.dp or 1)]
-    return [(f"inference {i // config.inference.tp}", f"GPU {gpu}") for i, gpu in enumerate(config.gpus.inference)]
+def gpu_engine_parts(config: RLConfig, shape: ModelShape, total: int | None) -> dict[str, int]:
+    """A vLLM engine on one GPU. The KV cache is the rest of its part, or where `total` is unknown what running rollouts need."""
+    parts = gpu_engine_needs(config, shape, total)
+    if total is None:
+        running = _running(config)
+        parts[f"KV cache ({running} x {config.seq_len} tokens)"] = running * config.seq_len * cache_bytes(config, shape)
+    else:
+        rest = max(0, int(total * (config.engine_memory or VLLM_SHARE)) - sum(parts.values()))
+        parts[f"KV cache (the rest: {rest // cache_bytes(config, shape):,} tokens)"] = rest
+    return parts
 
 
-def _engine_parts(config: RLConfig, shape: ModelShape, engines: int, place: str) -> dict[str, int]:
+def gpu_engine_needs(config: RLConfig, shape: ModelShape, total: int | None = None) -> dict[str, int]:
+    """A vLLM engine on one GPU of `total` bytes, its KV cache aside."""
     width = BYTES[_dtype(config, shape)]
-    orchestrator = config.orchestrator
-    inflight = orchestrator.max_inflight or orchestrator.batch_size * (orchestrator.max_staleness + 1)
-    replicas = max(1, engines // config.inference.tp)
-    running = min(ceil(inflight / replicas), config.inference.embedded.max_batch_size)
+    tokens, sequences = _vllm_step(config, large=total is None or total >= VLLM_LARGE)
+    step = tokens * (4 * shape.intermediate + 6 * shape.hidden) * width // config.inference.tp
+    logits = sequences * shape.vocabulary * 2 * 4  # float32, twice
+    parts = {"weights": shape.parameters * width // config.inference.tp}
+    lora = config.trainer.model.lora
+    if lora:  # slots are as large as the largest adapter that they may hold, whatever the adapter leaves out
+        slot = shape.adapter_parameters(lora_rank_limit(lora.rank), LINEAR_LAYERS) * width
+        parts[f"{config.adapter_slots} adapter slots"] = config.adapter_slots * slot
+    parts["forward pass and CUDA graphs"] = step + logits + VLLM_GRAPH_BYTES
+    parts["process"] = GPU_CONTEXT_BYTES
+    return parts
+
+
+def cache_bytes(config: RLConfig, shape: ModelShape) -> int:
+    """Keys and values of one token on one GPU of an engine."""
+    return shape.cache_bytes_per_token(_dtype(config, shape)) // config.inference.tp
+
+
+def trainer_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
+    """One process of the trainer."""
+    model, width = config.trainer.model, BYTES[_dtype(config, shape)]
+    place = "GPU" if config.gpus.trainer else "RAM"
+    ranks = len(config.gpus.trainer) or config.trainer.processes or 1
+    shards = max(1, ranks // (model.replicas or 1)) if model.shard else 1
+    tokens = config.trainer.micro_batch_tokens or config.seq_len
+    trained_bytes = GRADIENT_BYTES + SNAPSHOT_BYTES + (0 if config.trainer.optim.offload else MOMENTS_BYTES)
+    if model.lora:
+        trained = shape.adapter_parameters(model.lora.rank, model.lora.target_modules)
+        state = trained * (MASTER_BYTES + trained_bytes) // shards
+        parts = {"weights": shape.parameters * width // shards, "adapter and its optimiser": state}
+    else:
+        state = shape.parameters * trained_bytes // shards
+        parts = {"weights": shape.parameters * MASTER_BYTES // shards, "gradients and optimiser": state}
+        if config.trainer.loss.kl_beta > 0:
+            parts["reference model"] = shape.parameters * width // shards
+    if shards > 1 or (model.lora is None and width < MASTER_BYTES):
+        parts["gathered layers"] = (2 * shape.layer_parameters + shape.embedding_parameters) * width
+    parts[f"activations ({tokens} tokens)"] = _activations(config, shape, tokens)
+    parts["logits"] = min(tokens * shape.vocabulary, LOGIT_CHUNK[place]) * LOGIT_BYTES + tokens * shape.hidden * 4
+    parts["process"] = PROCESS_BYTES if place == "RAM" else GPU_CONTEXT_BYTES
+    return parts
+
+
+def _activations(config: RLConfig, shape: ModelShape, tokens: int) -> int:
+    """What the layers keep for the backward pass, and the gradients of one of them."""
+    width = BYTES[_dtype(config, shape)]
+    layer = layer_activations(shape, width, on_gpu=bool(config.gpus.trainer))
+    feed_forward = 4 * shape.intermediate * width  # kept, and its gradients once more
+    model = config.trainer.model
+    if not model.gradient_checkpointing:
+        return tokens * (shape.layers * layer + feed_forward)
+    if model.checkpoint_scope == "mlp":
+        return tokens * (shape.layers * (layer - feed_forward) + 2 * feed_forward)
+    return tokens * (shape.layers * shape.hidden * width + layer + feed_forward)
+
+
+def layer_activations(shape: ModelShape, width: int, *, on_gpu: bool) -> int:
+    """Bytes that one decoder layer keeps of one token; counted in the layers of transformers, which normalise in float32."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 2 * (4 + width) * shape.hidden + (4 * (queries + keys) if shape.qk_norm else 0)
+    # queries, output, and keys and values for every head; on a CPU in float32, with the output once more in the model's type
+    attention = 4 * queries * (width if on_gpu else 4) + (0 if on_gpu or width == 4 else queries * width)
+    return norms + attention + 4 * shape.intermediate * width
+
+
+def _cpu_engine_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
+    width = BYTES[_dtype(config, shape)]
+    running, embedded = _running(config), config.inference.embedded
+    if config.inference.engine == "embedded":
+        running = min(running, embedded.max_batch_size)
     parts = {
         "weights": shape.parameters * width // config.inference.tp,
-        f"KV cache ({running} x {config.seq_len} tokens)": running
-        * config.seq_len
-        * shape.cache_bytes_per_token()
-        // config.inference.tp,
-        "process": _overhead(place),
+        f"KV cache ({running} x {config.seq_len} tokens)": running * config.seq_len * cache_bytes(config, shape),
+        "process": PROCESS_BYTES,
     }
     if config.inference.engine == "embedded":
-        parts["prefix cache"] = config.inference.embedded.prefix_cache_mb * 2**20
-    lora = config.trainer.model.lora
-    if lora:
+        parts["prefix cache"] = embedded.prefix_cache_mb * MIB
+    if lora := config.trainer.model.lora:
         parts["adapters"] = config.adapter_slots * shape.adapter_parameters(lora.rank, lora.target_modules) * width
     return parts
 
 
-def _trainer_parts(config: RLConfig, shape: ModelShape, ranks: int, place: str) -> dict[str, int]:
-    model, width = config.trainer.model, BYTES[_dtype(config, shape)]
-    shards = ranks if model.shard else 1
-    tokens = config.trainer.micro_batch_tokens or config.seq_len
-    trained = shape.adapter_parameters(model.lora.rank, model.lora.target_modules) if model.lora else shape.parameters
-    layer = tokens * shape.hidden * ACTIVATIONS_PER_LAYER * width // 2
-    kept = layer + shape.layers * tokens * shape.hidden * width if model.gradient_checkpointing else shape.layers * layer
-    return {
-        "weights": shape.parameters * (width if model.lora else BYTES["float32"]) // shards,
-        "adapter" if model.lora else "gradients and optimiser": trained
-        * (4 + ADAM_BYTES if model.lora else ADAM_BYTES)
-        // shards,
-        f"activations ({tokens} tokens)": kept,
-        "logits": tokens * shape.vocabulary * LOGIT_BYTES,
-        "process": _overhead(place),
-    }
+def _vllm_step(config: RLConfig, *, large: bool) -> tuple[int, int]:
+    """Most tokens and sequences of one forward pass of vLLM."""
+    passed = {key.replace("-", "_"): value for key, value in config.inference.vllm.items()}
+    tokens, sequences = passed.get("max_num_batched_tokens"), passed.get("max_num_seqs")
+    return (
+        tokens if isinstance(tokens, int) else VLLM_STEP[large][0],
+        sequences if isinstance(sequences, int) else VLLM_STEP[large][1],
+    )
 
 
-def _overhead(place: str) -> int:
-    return PROCESS_BYTES if place == "RAM" else GPU_CONTEXT_BYTES
+def _running(config: RLConfig) -> int:
+    """Rollouts that one engine holds at a time."""
+    orchestrator = config.orchestrator
+    inflight = orchestrator.max_inflight or orchestrator.batch_size * (orchestrator.max_staleness + 1)
+    return ceil(inflight / (config.inference.dp or max(1, len(config.gpus.inference) // config.inference.tp)))
 
 
 def _dtype(config: RLConfig, shape: ModelShape) -> str:
     return shape.dtype if config.model.dtype == "auto" else config.model.dtype
-
-
-def _known_dtype(name: object) -> str:
-    text = str(name or "float32").removeprefix("torch.")
-    return text if text in BYTES else "float32"

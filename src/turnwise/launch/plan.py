@@ -3,16 +3,19 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.config import RLConfig
 from turnwise.inference.launcher import engine_commands, usable_cores
+from turnwise.launch.gpus import BY_BUS, ORDER, VISIBLE, Machine, look
 from turnwise.launch.survivors import RUN_ID
+from turnwise.trainer.sharing import WAIT_FOR
 from turnwise.transport import RunDir
 
 LOOPBACK = "127.0.0.1"
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 RANK_PREFIX = "[rank "  # begins each line of a trainer process in the log
 
 
@@ -32,6 +35,11 @@ class ProcessSpec:
     def role(self) -> str:
         return self.name.partition("_")[0]
 
+    @property
+    def place(self) -> str:
+        """`GPU 2, 3` or `CPU`."""
+        return f"GPU {', '.join(map(str, self.gpus))}" if self.gpus else "CPU"
+
     def shell(self) -> str:
         """The command as one would type it."""
         settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
@@ -49,27 +57,40 @@ class Plan:
         return tuple(process for process in self.processes if process.role == role)
 
 
-def compose(config: RLConfig, *, run_id: str, resume_step: int | None = None) -> Plan:
-    """The plan of a resolved configuration: engines, trainer, orchestrator."""
+def compose(config: RLConfig, *, run_id: str, resume_step: int | None = None, machine: Machine | None = None) -> Plan:
+    """The plan of a resolved configuration: engines, trainer, orchestrator. `machine` is this one when left out."""
+    machine = machine or look()
     run_dir = RunDir(config.output_dir)
     resume = () if resume_step is None else ("--resume-step", str(resume_step))
-    shared = {RUN_ID: run_id, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return Plan((*engines(config, shared), _trainer(config, shared, resume), _orchestrator(config, shared, resume)), run_dir)
+    shared = shared_environment(run_id)
+    serving = engines(config, shared, machine)
+    trainer = _trainer(config, shared, resume, machine, serving)
+    return Plan((*serving, trainer, _orchestrator(config, shared, resume, machine)), run_dir)
 
 
-def engines(config: RLConfig, shared: Mapping[str, str]) -> list[ProcessSpec]:
-    """The inference replicas of a resolved configuration."""
+def shared_environment(run_id: str) -> dict[str, str]:
+    """What every process of a run gets."""
+    return {RUN_ID: run_id, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def engines(config: RLConfig, shared: Mapping[str, str], machine: Machine | None = None) -> list[ProcessSpec]:
+    """The inference replicas of a resolved configuration: one for each GPU of `gpus.inference`, or for each group of `tp`."""
+    machine = machine or look()
     run_dir, per_replica = RunDir(config.output_dir), config.inference.tp
     specs: list[ProcessSpec] = []
     for index, command in enumerate(engine_commands(config, run_dir.config, gpus=config.gpus.inference)):
         name = "inference" if index == 0 else f"inference_{index}"
         gpus = tuple(config.gpus.inference[index * per_replica : (index + 1) * per_replica])
-        env = {**shared, **_devices(gpus), **_threads(None if gpus else config.inference.embedded.threads, 1), **command.env}
+        # on a GPU vLLM chooses its threads itself, unless the user has
+        threads = {} if gpus else _threads(config.inference.embedded.threads, 1)
+        env = {**shared, **_devices(gpus, machine), **threads, **command.env}
         specs.append(ProcessSpec(name, tuple(command.argv), env, Path.cwd(), _log(run_dir, name), gpus, f"{command.url}/health"))
     return specs
 
 
-def _trainer(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...]) -> ProcessSpec:
+def _trainer(
+    config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...], machine: Machine, serving: Sequence[ProcessSpec]
+) -> ProcessSpec:
     """torchrun over all trainer GPUs, or over `trainer.processes` on a CPU, on loopback."""
     run_dir = RunDir(config.output_dir)
     processes = config.trainer.processes or 1
@@ -80,35 +101,31 @@ def _trainer(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...
         *("--log-dir", str(run_dir.logs / "torchrun"), "--tee", "3"),
     )
     gpus = tuple(config.gpus.trainer)
-    prefix = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": f"{RANK_PREFIX}${{rank}}] "}
-    env = {**shared, **_devices(gpus), **_threads(config.trainer.threads, processes), **prefix}
-    if not gpus and sys.platform == "linux":
-        env["GLOO_SOCKET_IFNAME"] = "lo"  # gloo otherwise looks up the host's name, which not every machine can
+    env = {
+        **shared,
+        **_devices(gpus, machine),
+        **_threads(config.trainer.threads, processes),
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": f"{RANK_PREFIX}${{rank}}] ",
+    }
+    if config.gpus.shared:
+        env[WAIT_FOR] = " ".join(str(engine.health_url) for engine in serving)
+    if sys.platform == "linux" and GLOO_INTERFACE not in os.environ:
+        env[GLOO_INTERFACE] = "lo"  # gloo otherwise looks up the host's name, which not every machine can
     argv = (*torchrun, "-m", "turnwise.trainer", "--config", str(run_dir.config), *resume)
     return ProcessSpec("trainer", argv, env, Path.cwd(), _log(run_dir, "trainer"), gpus)
 
 
-def _orchestrator(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...]) -> ProcessSpec:
+def _orchestrator(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...], machine: Machine) -> ProcessSpec:
     run_dir = RunDir(config.output_dir)
     argv = (sys.executable, "-m", "turnwise.orchestrator", "--config", str(run_dir.config), *resume)
-    env = {**shared, **_devices(()), "OMP_NUM_THREADS": "1"}
+    env = {**shared, **_devices((), machine), "OMP_NUM_THREADS": "1"}
     return ProcessSpec("orchestrator", argv, env, Path.cwd(), _log(run_dir, "orchestrator"))
 
 
-def visible_gpus() -> list[str]:
-    """NVIDIA GPUs that this machine, or the cluster's CUDA_VISIBLE_DEVICES, offers; `gpus.*` counts along this list."""
-    offered = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if offered is not None:
-        return [device.strip() for device in offered.split(",") if device.strip()]
-    driver = Path("/proc/driver/nvidia/gpus")
-    count = len(list(driver.iterdir())) if driver.is_dir() else len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return [str(index) for index in range(count)]
-
-
-def _devices(gpus: tuple[int, ...]) -> dict[str, str]:
+def _devices(gpus: tuple[int, ...], machine: Machine) -> dict[str, str]:
     """An empty list hides all GPUs: a run configured for the CPU stays there on a machine that has some."""
-    offered = visible_gpus()
-    return {"CUDA_VISIBLE_DEVICES": ",".join(offered[gpu] if gpu < len(offered) else str(gpu) for gpu in gpus)}
+    visible = {VISIBLE: ",".join(machine.device(gpu) for gpu in gpus)}
+    return visible | {ORDER: BY_BUS} if gpus else visible
 
 
 def _threads(threads: int | None, processes: int) -> dict[str, str]:

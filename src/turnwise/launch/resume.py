@@ -20,7 +20,10 @@ from turnwise.transport import BatchLog, Control, RunDir, WeightsStore, write_at
 
 FIXED = ("model.name", "trainer.model.lora", "seed")
 """Keys, and tables of keys, that a run keeps for life: its checkpoints and its stream of tasks would not fit another value."""
-MACHINE = ("inference.port", "inference.dp", "inference.max_loras", "orchestrator.max_inflight", "trainer.processes")
+MACHINE = (
+    *("inference.port", "inference.dp", "inference.max_loras", "gpus.inference_memory"),
+    *("orchestrator.max_inflight", "trainer.processes"),
+)
 """Filled in by `rl` where the user left them out: no difference to tell about."""
 
 

@@ -2,19 +2,22 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from turnwise.config import ConfigError, RLConfig
 from turnwise.config.command import Request, check
 from turnwise.inference.launcher import check_engine
 from turnwise.launch import resume
-from turnwise.launch.describe import arithmetic_lines, missing_gpus
+from turnwise.launch.allocation import allocate
+from turnwise.launch.describe import arithmetic_lines
 from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
+from turnwise.launch.gpus import Machine, look
 from turnwise.launch.live import make_view
 from turnwise.launch.plan import compose
 from turnwise.launch.resolve import Resolved, resolve, write_resolved
 from turnwise.launch.run_folder import clean, holds_run, locked, refuse_existing
+from turnwise.launch.shape import known_shape
 from turnwise.launch.supervise import Deadlines, ExitCode, Outcome, Supervisor
 from turnwise.launch.watch import Watch
 from turnwise.transport import RunDir
@@ -47,9 +50,7 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
     with locked(root) as lock:
         if not (options.resume or options.clean):
             refuse_existing(root)
-        resolved = resolve(config, say)
-        if missing := missing_gpus(resolved.config):
-            raise ConfigError("\n".join(missing))
+        resolved = allocated(resolve(config, say), say)
         check_engine(resolved.config)
         step = resume.latest_checkpoint(root, say) if options.resume else None
         if step is not None and _is_complete(resolved.config, step):
@@ -58,6 +59,22 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
         _make_room(resolved.config, options, step, say)
         write_resolved(resolved.config, root / "config.toml")
         return _supervise(resolved, options, step, lock, say)
+
+
+def allocated(resolved: Resolved, say: Say, machine: Machine | None = None) -> Resolved:
+    """The same on the GPUs of `machine`, this one when left out.
+
+    Raises:
+        ConfigError: GPUs are missing or too small; the message names all of it.
+    """
+    config, machine = resolved.config, machine or look()
+    uses_gpus = bool(config.gpus.inference or config.gpus.trainer)
+    allocation = allocate(config, machine, known_shape(config.model.name) if uses_gpus else "no GPU is used")
+    if allocation.errors:
+        raise ConfigError("\n".join(allocation.errors))
+    for line in allocation.lines():
+        say(line)
+    return replace(resolved, config=allocation.config)
 
 
 def output_root(request: Request) -> Path:

@@ -50,6 +50,7 @@ class Outcome:
     code: ExitCode
     reason: str
     log_tail: tuple[str, ...] = ()  # last lines of the process that failed
+    cause: str | None = None  # what its log says about it, and what helps, where that is known
 
 
 class View(Protocol):
@@ -218,7 +219,8 @@ class Supervisor:
     def _rescue(self, failed: Child) -> Outcome:
         """After a process failed: let the trainer save what it has, where it still can."""
         reason = f"{failed.name} {failed.ending()}"
-        outcome = Outcome(ExitCode.FAILED, f"{reason}; its log is {failed.spec.log}", tuple(failed.last_lines(TAIL_LINES)))
+        told = f"{reason}; its log is {failed.spec.log}"
+        outcome = Outcome(ExitCode.FAILED, told, tuple(failed.last_lines(TAIL_LINES)), failed.likely_cause())
         trainers = [child for child in self.children if child.spec.role == "trainer" and child.exit_code() is None]
         if trainers and self._stop_asked is None and self._request("failed", reason) is None:
             self.view.say(f"{reason}. The trainer writes a checkpoint before everything ends (Ctrl-C: end at once).")

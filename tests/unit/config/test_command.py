@@ -98,7 +98,7 @@ def test_a_batch_that_the_group_does_not_divide_is_refused_with_what_would_do(tm
 
 def test_all_problems_are_told_at_once_each_with_its_file(tmp_path: Path):
     other = write(tmp_path / "other.toml", "[trainer.optim]\nlr = -1.0\n")
-    text = GOOD.replace("16", "30").replace('id = "wordle"', "id = 5\nagrs = {}") + "[gpus]\ninference = [0]\ntrainer = [0, 1]\n"
+    text = GOOD.replace("16", "30").replace('id = "wordle"', "id = 5\nagrs = {}") + "[gpus]\ncontainers = [0]\ntrainer = [0, 1]\n"
     message = problems_of(tmp_path, text, "@", other, "--max-stesp", "3")
     assert message.startswith("6 problems in the configuration:")
     lines = message.splitlines()[1:]

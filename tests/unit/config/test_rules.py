@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from turnwise.config import RLConfig
 from turnwise.config.files import merge
+from turnwise.config.root import SHARED_GPU_RESERVE
 from turnwise.config.rules import broken_rules
 
+VLLM = {"inference": {"engine": "vllm"}}
 SOUND = {"max_steps": 10, "orchestrator": {"env": [{"id": "wordle"}]}}
 
 
@@ -30,15 +32,42 @@ FAULTS = [
         "orchestrator.batch_size = 30 is not a multiple of rollouts_per_example = 8; use 24 or 32.",
     ),
     ({"orchestrator": {"batch_size": 4}}, "orchestrator.batch_size = 4 is not a multiple of rollouts_per_example = 8; use 8."),
-    ({"gpus": {"inference": [0, 1], "trainer": [1, 2]}}, "gpus.inference = [0, 1] and gpus.trainer = [1, 2]: GPU 1 is in both"),
-    ({"gpus": {"containers": [3], "trainer": [3]}}, "gpus.trainer = [3] and gpus.containers = [3]: GPU 3 is in both"),
+    (
+        VLLM | {"gpus": {"inference": [0, 1], "trainer": [1, 2]}},
+        "gpus.inference = [0, 1] and gpus.trainer = [1, 2]: GPU 1 is in both; give it to one of them, or set gpus.share = "
+        "true to split its memory.",
+    ),
+    (
+        {"gpus": {"containers": [3], "trainer": [3], "share": True}},
+        "gpus.trainer = [3] and gpus.containers = [3]: GPU 3 is in both; GPUs of containers are never shared; give it to "
+        "one of them.",
+    ),
+    (
+        VLLM | {"gpus": {"inference": [3], "containers": [3], "trainer": [3], "share": True}},
+        "gpus.inference = [3] and gpus.trainer = [3] and gpus.containers = [3]: GPU 3 is in all three; GPUs of containers",
+    ),
+    (
+        {"gpus": {"inference": [0]}, "inference": {"engine": "embedded"}},
+        'gpus.inference = [0] needs inference.engine = "vllm": the embedded engine computes on CPUs only; set the engine, or',
+    ),
+    (
+        {"inference": {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1.5}}},
+        "inference.vllm.gpu_memory_utilization = 1.5 must be a fraction of a GPU's memory, above 0 and at most 1.",
+    ),
+    (
+        {"inference": {"engine": "vllm", "vllm": {"gpu-memory-utilization": "half"}}},
+        "inference.vllm.gpu_memory_utilization = 'half' must be a fraction",
+    ),
     ({"gpus": {"trainer": [2, 2]}}, "gpus.trainer = [2, 2] names GPU 2 2 times; name it once."),
     ({"gpus": {"trainer": [-1]}}, "GPU -1 cannot exist"),
     (
         {"gpus": {"inference": [0, 1, 2]}, "inference": {"engine": "vllm", "tp": 2}},
         "inference.tp = 2 does not divide the 3 GPUs of gpus.inference = [0, 1, 2]",
     ),
-    ({"gpus": {"inference": [0, 1]}, "inference": {"dp": 3}}, "inference.dp = 3 replicas of tp = 1 need 3 GPUs"),
+    (
+        {"gpus": {"inference": [0, 1]}, "inference": {"engine": "vllm", "dp": 3}},
+        "inference.dp = 3 replicas of tp = 1 need 3 GPUs",
+    ),
     ({"inference": {"tp": 2}}, 'inference.tp = 2 needs engine = "vllm"'),
     ({"inference": {"port": 65535, "dp": 2}}, "inference.port = 65535 leaves no port for 2 replicas"),
     ({"inference": {"max_loras": 2}}, "inference.max_loras = 2 is too few for orchestrator.max_staleness = 1"),
@@ -64,6 +93,10 @@ def test_a_planted_fault_is_told_once_with_key_value_rule_and_remedy(changes: di
 
 
 KEPT = [
+    VLLM | {"gpus": {"inference": [0], "trainer": [0], "share": True}},
+    VLLM | {"gpus": {"inference": [0, 1], "trainer": [1, 2], "containers": [3], "share": True, "inference_memory": 0.5}},
+    {"gpus": {"share": True, "inference_memory": 0.5}},
+    {"inference": {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1}}},
     {"epochs": 2.5, "max_steps": None},
     {"gpus": {"inference": [0, 1], "trainer": [2, 3], "containers": [4]}, "inference": {"engine": "vllm", "tp": 2, "dp": 1}},
     {"inference": {"max_loras": 2}, "trainer": {"model": {"lora": None}}},
@@ -91,5 +124,47 @@ def test_the_batch_sizes_that_are_proposed_keep_the_rule(batch: int, group: int)
 @settings(deadline=None)
 @given(*[st.lists(st.integers(0, 7), unique=True, max_size=4) for _ in range(3)])
 def test_a_gpu_in_two_lists_is_always_found(inference: list[int], trainer: list[int], containers: list[int]):
-    found = texts({"gpus": {"inference": inference, "trainer": trainer, "containers": containers}})
-    assert len(found) == sum(sum(gpu in part for part in (inference, trainer, containers)) > 1 for gpu in range(8))
+    lists = {"inference": inference, "trainer": trainer, "containers": containers}
+    found = texts(VLLM | {"gpus": lists})
+    assert len(found) == sum(sum(gpu in part for part in lists.values()) > 1 for gpu in range(8))
+    shared = texts(VLLM | {"gpus": lists | {"share": True}})
+    assert len(shared) == sum(gpu in containers and (gpu in inference or gpu in trainer) for gpu in range(8))
+    gpus = RLConfig.model_validate(VLLM | {"gpus": lists | {"share": True}}).gpus
+    assert sorted(gpus.shared) == sorted(set(inference) & set(trainer))
+
+
+@pytest.mark.parametrize(
+    ("tables", "engine"),
+    [
+        ({}, "embedded"),
+        ({"gpus": {"trainer": [0]}}, "embedded"),
+        ({"gpus": {"inference": []}, "inference": {"dp": 2}}, "embedded"),
+        ({"gpus": {"inference": [0]}}, "vllm"),
+        ({"gpus": {"inference": [0, 1]}, "inference": {"tp": 2}}, "vllm"),
+        ({"gpus": {"inference": [0]}, "inference": {"engine": "embedded"}}, "embedded"),
+    ],
+)
+def test_inference_gpus_choose_the_engine_where_nobody_did(tables: dict[str, Any], engine: str):
+    assert RLConfig.model_validate(tables).inference.engine == engine
+
+
+@pytest.mark.parametrize(
+    ("gpus", "vllm", "fraction"),
+    [
+        ({}, {}, None),
+        ({"inference_memory": 0.5}, {}, 0.5),
+        ({"inference_memory": 0.5}, {"gpu_memory_utilization": 0.7}, 0.7),
+        ({"inference_memory": 0.5}, {"gpu-memory-utilization": 0.8, "max_num_seqs": 4}, 0.8),
+    ],
+)
+def test_vllms_own_memory_setting_wins_over_ours(gpus: dict[str, Any], vllm: dict[str, Any], fraction: float | None):
+    config = RLConfig.model_validate({"gpus": gpus, "inference": {"engine": "vllm", "vllm": vllm}})
+    assert config.engine_memory == fraction
+
+
+def test_the_trainer_gets_of_a_shared_gpu_what_engine_and_reserve_leave():
+    tables = {"inference": [0], "trainer": [0, 1], "share": True, "inference_memory": 0.75}
+    config = RLConfig.model_validate(VLLM | {"gpus": tables})
+    assert config.trainer_memory(0, 80 * 2**30) == 20 * 2**30 - SHARED_GPU_RESERVE
+    assert config.trainer_memory(1, 80 * 2**30) is None
+    assert RLConfig.model_validate(VLLM | {"gpus": tables | {"share": False}}).trainer_memory(0, 80 * 2**30) is None
