@@ -35,6 +35,8 @@ class ScriptedEngine:
     vocab: int = 256
     logprob: float = -1.0
     latency_s: float = 0.0
+    arrival_s: float = 0.0  # a completion request is on its way for so long
+    answer_s: float = 0.0  # and so is its answer
     model: str = "base"
     require_adapters: bool = True  # False: any model name is served
     digest: str | None = None  # answer of weights_digest instead of the true one
@@ -46,6 +48,7 @@ class ScriptedEngine:
         default_factory=dict
     )  # values on /metrics by vLLM's name; running and waiting are the true ones
     metrics: bool = True  # False: no such page
+    reloads: int = 0  # times that full weights were replaced
     running: int = 0
     peak: int = 0
 
@@ -125,13 +128,27 @@ class ScriptedEngine:
         self.busy.set()
         self.peak = max(self.peak, self.running)
         try:
-            await self._resumed.wait()
-            ids = self._reply(body)[: body.get("max_tokens", 16)]
-            reason = await self._finish(body, ids)
+            await asyncio.sleep(self.arrival_s)
+            ids: list[int] = []
+            reason = "abort"
+            if await self._admitted():
+                ids = self._reply(body)[: body.get("max_tokens", 16)]
+                reason = await self._finish(body, ids)
+            await asyncio.sleep(self.answer_s)
         finally:
             self.running -= 1
         ids = ids[: len(ids) // 2] if reason == "abort" else ids
         return web.Response(body=msgspec.json.encode(self._answer(body, ids, reason)), content_type="application/json")
+
+    async def _admitted(self) -> bool:
+        """Wait while the engine is paused; False when a further pause aborts what waits."""
+        if self._resumed.is_set():
+            return True
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._resumed, self._abort)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return self._resumed.is_set()
 
     async def _finish(self, body: dict[str, Any], ids: Sequence[int]) -> str:
         """Wait as long as generation would take; the reply is cut in half when a pause comes in between."""
@@ -215,6 +232,7 @@ class ScriptedEngine:
     async def _rpc(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
         self.admin.append(body["method"])
+        self.reloads += body["method"] in ("reload_weights", "receive_weights")
         if body["method"] != "weights_digest":
             return web.json_response({"results": [None]})
         return web.json_response({"results": [self.digest or self._true_digest(body["args"][0])]})

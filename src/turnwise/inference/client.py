@@ -4,25 +4,21 @@ import asyncio
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 import msgspec
 
+from turnwise.inference.administration import ADMIN_TIMEOUT_S, CONNECT_TIMEOUT_S, TRANSPORT_ERRORS, Administration, backoff
 from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, RpcResponse, error_message
+from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, error_message
 from turnwise.transport import adapter_name
 
-ADMIN_TIMEOUT_S = 300.0  # loading or reloading weights; vLLM reloads 4B parameters in well under a minute
-CONNECT_TIMEOUT_S = 30.0  # a busy engine may leave the listen queue full for some seconds
-BACKOFF_S = 0.25  # before the first repetition, doubled for each further one
-MAX_BACKOFF_S = 8.0
-HEALTH_POLL_S = 0.2
+REPAUSE_S = 0.25  # a pause reaches an engine in milliseconds, and so do requests that were sent before it
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd: continuation seeds of one request never meet
 JSON_HEADERS = {"Content-Type": "application/json"}
-TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class InferenceClient:
@@ -46,6 +42,7 @@ class InferenceClient:
         self._decoder = msgspec.json.Decoder(CompletionResponse)
         self._encoder = msgspec.json.Encoder()
         self._session: aiohttp.ClientSession | None = None
+        self._engines = Administration(self.replicas, lambda: self._open, max_retries=max_retries)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -102,11 +99,11 @@ class InferenceClient:
         logprobs: list[float] = []
         spans: list[tuple[int, int]] = []
         while True:
-            choice_ids, choice_logprobs, reason = await self._complete(request, affinity)
+            choice_ids, choice_logprobs, reason, served = await self._complete(request, affinity)
             ids += choice_ids
             logprobs += choice_logprobs
             if choice_ids:
-                extend_spans(spans, self.served if version is None else version, len(choice_ids))
+                extend_spans(spans, served if version is None else version, len(choice_ids))
             if reason == "abort" and len(ids) < max_tokens:
                 request.prompt = [*prompt_ids, *ids]
                 request.max_tokens = max_tokens - len(ids)
@@ -115,8 +112,18 @@ class InferenceClient:
             finish: FinishReason = "stop" if reason == "stop" else "length"
             return Completion(tuple(ids), tuple(logprobs), finish, tuple(spans))
 
-    async def prompt_logprobs(self, ids: Sequence[int], *, version: int | None) -> list[float]:
-        """Logprobs (nats, temperature 1) of ids[1:] given what precedes each: `len(ids) - 1` values."""
+    async def prompt_logprobs(self, ids: Sequence[int], *, version: int | None, replica: Replica | None = None) -> list[float]:
+        """Logprobs (nats, temperature 1) of ids[1:] given what precedes each: `len(ids) - 1` values.
+
+        vLLM computes the whole prompt for it, whatever its prefix cache holds.
+
+        Args:
+            replica: the engine to ask, and no other.
+
+        Raises:
+            EngineError: the engine refused the request, or left tokens out.
+            EngineUnavailable: it did not answer within the allowed repetitions.
+        """
         request = CompletionRequest(
             model=self.model if version is None else adapter_name(version),
             prompt=ids,
@@ -126,11 +133,12 @@ class InferenceClient:
             return_token_ids=True,
             add_special_tokens=False,
         )
-        entries = (await self._post_completion(request, None)).choices[0].prompt_logprobs
-        if entries is None or len(entries) != len(ids):
-            raise EngineError(f"the engine returned prompt_logprobs for {len(entries or [])} of {len(ids)} tokens")
-        known = zip(ids[1:], entries[1:], strict=True)
-        return [entry[str(token)].logprob for token, entry in known if entry is not None]
+        answer, _ = await self._post_completion(request, None, replica)
+        entries = answer.choices[0].prompt_logprobs or []
+        known = [entry[str(token)].logprob for token, entry in zip(ids[1:], entries[1:], strict=False) if entry is not None]
+        if len(entries) != len(ids) or len(known) != len(ids) - 1:
+            raise EngineError(f"the engine returned prompt_logprobs for {len(known)} of {len(ids) - 1} tokens")
+        return known
 
     async def load_adapter(self, version: int, path: str) -> None:
         """Load a PEFT adapter folder on every replica under its version's name.
@@ -140,23 +148,36 @@ class InferenceClient:
             EngineUnavailable: an engine did not answer.
         """
         body = {"lora_name": adapter_name(version), "lora_path": str(path)}
-        await self._everywhere("POST", "/v1/load_lora_adapter", body, done_already="already been loaded")
+        await self._engines.post("/v1/load_lora_adapter", body, done_already="already been loaded")
 
     async def unload_adapter(self, version: int) -> None:
         """Unload a version on every replica, once its last request is done."""
         body = {"lora_name": adapter_name(version)}
-        await self._everywhere("POST", "/v1/unload_lora_adapter", body, done_already="found")
+        await self._engines.post("/v1/unload_lora_adapter", body, done_already="found")
 
     async def digest(self, version: int | None) -> list[str]:
         """`tensor_digest` of the tensors resident in each engine: of an adapter version, or (None) of the full weights."""
         args = [] if version is None else [adapter_name(version)]
-        results = await self._rpc("weights_digest", args)
+        results = await self._engines.rpc("weights_digest", *args)
         return [str(worker) for replica in results for worker in replica]
 
     async def pause(self) -> None:
-        """Stop generation on every replica. Running requests come back in part and go on after `resume()`."""
+        """Stop generation on every replica. Every request has come back when this returns; they go on after `resume()`.
+
+        A request may reach its engine after the pause, which would then keep it for the weights that come; the pause is repeated
+        for it.
+
+        Raises:
+            EngineUnavailable: a request did not come back within `ADMIN_TIMEOUT_S`.
+        """
         self._running.clear()
-        await self._everywhere("POST", "/pause?mode=abort", None)
+        deadline = time.monotonic() + ADMIN_TIMEOUT_S
+        while True:
+            await self._engines.post("/pause?mode=abort")
+            if await self.replicas.idle(REPAUSE_S):
+                return
+            if time.monotonic() > deadline:
+                raise EngineUnavailable(f"requests were still under way {ADMIN_TIMEOUT_S:g} s after POST /pause?mode=abort")
 
     async def resume(self) -> None:
         """Go on after `pause()`, with an empty prefix cache: its blocks belong to the weights before.
@@ -164,15 +185,31 @@ class InferenceClient:
         Raises:
             EngineError: an engine still holds blocks of requests from before the pause, and cannot empty it.
         """
-        for answer in await self._everywhere("POST", "/reset_prefix_cache", None):
+        for answer in await self._engines.post("/reset_prefix_cache"):
             if answer and not msgspec.json.decode(answer, type=CacheReset).success:
                 raise EngineError("POST /reset_prefix_cache: the engine could not empty its prefix cache")
-        await self._everywhere("POST", "/resume", None)
+        await self._engines.post("/resume")
         self._running.set()
 
     async def reload_weights(self, path: str) -> None:
         """Replace the full weights on every replica by the checkpoint folder `path`; call between pause and resume."""
-        await self._rpc("reload_weights", kwargs={"weights_path": str(path)})
+        await self._engines.rpc("reload_weights", weights_path=str(path))
+
+    async def receive_weights(self, rendezvous: str, folder: str, *, workers: int) -> None:
+        """Have all engines receive the full weights that the trainer broadcasts; call between pause and resume.
+
+        Args:
+            rendezvous: host:port where the trainer waits.
+            folder: of the version, with its manifest.
+            workers: of all engines together, each an equal part.
+
+        Raises:
+            EngineError: an engine did not get them, or could not load them.
+            EngineUnavailable: an engine did not answer. Nothing is repeated: the trainer sends once.
+        """
+        each = workers // len(self.replicas.all)
+        first_ranks = [1 + index * each for index in range(len(self.replicas.all))]  # rank 0 is the trainer
+        await self._engines.rpc_once("receive_weights", [[rendezvous, folder, rank] for rank in first_ranks])
 
     async def wait_healthy(self, timeout_s: float) -> None:
         """Wait until every replica answers `/health`.
@@ -180,28 +217,32 @@ class InferenceClient:
         Raises:
             EngineUnavailable: one did not within `timeout_s` seconds.
         """
-        deadline = time.monotonic() + timeout_s
-        await asyncio.gather(*(self._wait_healthy(replica, deadline, timeout_s) for replica in self.replicas.all))
+        await self._engines.wait_healthy(timeout_s)
 
-    async def _complete(self, request: CompletionRequest, affinity: str | None) -> tuple[list[int], list[float], str]:
-        choice = (await self._post_completion(request, affinity)).choices[0]
+    async def _complete(self, request: CompletionRequest, affinity: str | None) -> tuple[list[int], list[float], str, int]:
+        """Ids, their logprobs, why they end, and the version of the full weights that sampled them."""
+        answer, served = await self._post_completion(request, affinity)
+        choice = answer.choices[0]
         if choice.token_ids is None or choice.finish_reason is None:
             raise EngineError("the engine's reply has no token_ids or finish_reason; it must support return_token_ids")
         logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else []
         if len(logprobs) != len(choice.token_ids):
             raise EngineError(f"the engine returned {len(choice.token_ids)} token ids with {len(logprobs)} logprobs")
-        return choice.token_ids, logprobs, choice.finish_reason
+        return choice.token_ids, logprobs, choice.finish_reason, served
 
-    async def _post_completion(self, request: CompletionRequest, affinity: str | None) -> CompletionResponse:
+    async def _post_completion(
+        self, request: CompletionRequest, affinity: str | None, only: Replica | None = None
+    ) -> tuple[CompletionResponse, int]:
+        """The answer, and the version that was served when the request was sent; `pause` waits for it before that changes."""
         body = self._encoder.encode(request)
         failed: list[Replica] = []
         reason = ""
         for attempt in range(self.max_retries + 1):
             if attempt:
-                await asyncio.sleep(_backoff(attempt))
-            if not self._running.is_set():
-                await self._wait_resumed()
-            replica = self.replicas.choose(affinity, failed)
+                await asyncio.sleep(backoff(attempt))
+            await self._wait_resumed()
+            replica = only or self.replicas.choose(affinity, failed)
+            served = self.served
             replica.sent()
             try:
                 async with self._open.post(replica.completions, data=body) as response:
@@ -216,7 +257,7 @@ class InferenceClient:
                 replica.returned()
             if status == 200:
                 replica.answered()
-                return self._decoder.decode(content)
+                return self._decoder.decode(content), served
             reason = f"{replica.url}: HTTP {status}: {error_message(content)}"
             if status < 500:
                 raise EngineError(reason)
@@ -224,68 +265,15 @@ class InferenceClient:
         raise EngineUnavailable(f"no completion after {self.max_retries + 1} attempts; the last one: {reason}")
 
     async def _wait_resumed(self) -> None:
+        if self._running.is_set():
+            return
         try:
             await asyncio.wait_for(self._running.wait(), self._timeout.total)
         except TimeoutError:
             raise EngineUnavailable(f"generation was paused for more than {self._timeout.total} s") from None
-
-    async def _everywhere(self, method: str, path: str, body: object, done_already: str | None = None) -> list[bytes]:
-        """The same administrative request to every replica; see `_admin`."""
-        return list(await asyncio.gather(*(self._admin(r, method, path, body, done_already) for r in self.replicas.all)))
-
-    async def _admin(self, replica: Replica, method: str, path: str, body: object, done_already: str | None) -> bytes:
-        """`done_already`: words of the 4xx with which the engine answers a repetition whose first attempt did arrive."""
-        data = None if body is None else self._encoder.encode(body)
-        timeout = aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        reason = ""
-        for attempt in range(self.max_retries + 1):
-            if attempt:
-                await asyncio.sleep(_backoff(attempt))
-            try:
-                async with self._open.request(method, replica.url + path, data=data, timeout=timeout) as response:
-                    content = await response.read()
-            except TRANSPORT_ERRORS as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            if response.status == 200:
-                return content
-            reason = f"HTTP {response.status}: {error_message(content)}"
-            if response.status < 500:
-                if attempt and done_already is not None and done_already in reason:
-                    return content
-                raise EngineError(f"{method} {replica.url}{path}: {reason}")
-        raise EngineUnavailable(f"{method} {replica.url}{path}: no answer after {self.max_retries + 1} attempts; {reason}")
-
-    async def _rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> list[list[Any]]:
-        body = {"method": method, "args": list(args), "kwargs": kwargs or {}, "timeout": ADMIN_TIMEOUT_S}
-        answers = await self._everywhere("POST", "/collective_rpc", body)
-        results = [msgspec.json.decode(answer, type=RpcResponse).results for answer in answers]
-        for replica, workers in zip(self.replicas.all, results, strict=True):
-            for worker in workers:
-                if isinstance(worker, dict) and "error" in worker:
-                    raise EngineError(f"{method} {replica.url}: {worker['error']}")
-        return results
-
-    async def _wait_healthy(self, replica: Replica, deadline: float, timeout_s: float) -> None:
-        while True:
-            try:
-                timeout = aiohttp.ClientTimeout(total=max(0.1, min(5.0, deadline - time.monotonic())))
-                async with self._open.get(f"{replica.url}/health", timeout=timeout) as response:
-                    if response.status == 200:
-                        return
-                    reason = f"HTTP {response.status}"
-            except TRANSPORT_ERRORS as error:
-                reason = f"{type(error).__name__}: {error}"
-            if time.monotonic() > deadline:
-                raise EngineUnavailable(f"{replica.url}/health did not answer within {timeout_s:.0f} s: {reason}")
-            await asyncio.sleep(HEALTH_POLL_S)
 
     @property
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("the client is not open; use `async with InferenceClient(...) as client:`")
         return self._session
-
-
-def _backoff(attempt: int) -> float:
-    return min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1))

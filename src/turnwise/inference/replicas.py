@@ -1,5 +1,6 @@
 """Which replica gets the next request: the least loaded one, or the one whose prefix cache knows the conversation."""
 
+import asyncio
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from yarl import URL
 
 AFFINITY_MARGIN = 8  # running requests by which the known replica may exceed the least loaded one; a step of decoding hides it
 AFFINITY_ENTRIES = 65_536  # conversations remembered; beyond it the oldest are forgotten, which costs one prefill each
+IDLE_POLL_S = 0.002
 AVOID_S = 10.0  # a replica that failed is asked again after this many seconds, or when no other is left
 
 
@@ -56,6 +58,15 @@ class Replicas:
             raise ValueError("urls = [] names no engine; give the URL of at least one")
         self.all = [Replica(url) for url in urls]
         self._known: dict[str, Replica] = {}
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until every request has come back; False when some have not within `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while any(replica.load for replica in self.all):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(IDLE_POLL_S)
+        return True
 
     def choose(self, affinity: str | None, failed: Collection[Replica] = ()) -> Replica:
         """The replica for a request of the conversation `affinity`; those that already `failed` it come last."""

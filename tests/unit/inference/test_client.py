@@ -10,12 +10,13 @@ from aiohttp import web
 
 from support.scripted_engine import Fault, ScriptedEngine
 from turnwise.inference import Completion, EngineError, EngineUnavailable, InferenceClient
+from turnwise.inference import administration
 from turnwise.inference import client as client_module
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(administration, "BACKOFF_S", 0.001)
 
 
 @asynccontextmanager
@@ -85,7 +86,7 @@ async def test_an_engine_that_never_answers_meets_the_deadline() -> None:
 
 
 async def test_an_administrative_request_meets_its_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "ADMIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(administration, "ADMIN_TIMEOUT_S", 0.2)
     fault = Fault("hang", path="/v1/load_lora_adapter")
     async with ScriptedEngine(faults=[fault]) as engine, opened(engine, retries=0) as client:
         with pytest.raises(EngineUnavailable, match="load_lora_adapter"):
@@ -157,6 +158,75 @@ async def test_the_spans_name_the_version_that_sampled_each_part() -> None:
         client.set_served(4)
         await client.resume()
         assert (await request).spans == ((3, 2), (4, 2))
+
+
+async def test_a_part_that_is_slow_to_come_back_belongs_to_the_version_that_sampled_it() -> None:
+    async with ScriptedEngine([[5, 6, 7, 8], [9, 10]], latency_s=0.3, answer_s=0.1) as engine, opened(engine) as client:
+        client.set_served(3)
+        request = asyncio.create_task(ask(client, max_tokens=4))
+        await engine.busy.wait()
+        await client.pause()
+        assert engine.running == 0  # nothing is under way while weights change
+        client.set_served(4)
+        await client.resume()
+        assert (await request).spans == ((3, 2), (4, 2))
+
+
+async def test_a_request_that_arrives_in_a_pause_is_not_kept_for_other_weights_under_its_old_version() -> None:
+    async with ScriptedEngine(arrival_s=0.1) as engine, opened(engine) as client:
+        engine.script = lambda body: [engine.reloads] * 4  # a token says which weights made it
+        client.set_served(0)
+        request = asyncio.create_task(ask(client, max_tokens=4))
+        await engine.busy.wait()
+        await client.pause()
+        await client.reload_weights("/weights/v1")
+        client.set_served(1)
+        await client.resume()
+        reply = await request
+    assert (reply.token_ids, reply.spans) == ((1, 1, 1, 1), ((1, 4),))
+    assert engine.admin[:2] == ["pause abort", "pause abort"]
+
+
+async def test_a_request_that_does_not_come_back_ends_the_pause_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "ADMIN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(client_module, "REPAUSE_S", 0.1)
+    async with ScriptedEngine([[5]], faults=[Fault("hang")]) as engine, opened(engine, retries=0) as client:
+        request = asyncio.create_task(ask(client))
+        await asyncio.sleep(0.05)
+        with pytest.raises(EngineUnavailable, match=r"still under way 0\.3 s after POST /pause"):
+            await client.pause()
+        request.cancel()
+
+
+async def test_a_retry_after_a_swap_is_of_the_new_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(administration, "BACKOFF_S", 0.2)
+    async with ScriptedEngine([[5, 6]], faults=[Fault(503)]) as engine, opened(engine) as client:
+        client.set_served(3)
+        request = asyncio.create_task(ask(client, max_tokens=2))
+        while engine.faults:
+            await asyncio.sleep(0.01)
+        await client.pause()
+        client.set_served(4)
+        await client.resume()
+        assert (await request).spans == ((4, 2),)
+
+
+async def test_weights_are_received_once_by_every_engine_each_under_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    original = ScriptedEngine._rpc
+
+    async def rpc(engine: ScriptedEngine, request: web.Request) -> web.Response:
+        seen.append((engine.url, await request.json()))
+        return await original(engine, request)
+
+    monkeypatch.setattr(ScriptedEngine, "_rpc", rpc)
+    async with ScriptedEngine() as one, ScriptedEngine() as two, opened(one, two) as client:
+        await client.receive_weights("127.0.0.1:7", "/weights/v3", workers=4)
+        calls = {url: body["args"] for url, body in seen}
+        assert calls == {one.url: ["127.0.0.1:7", "/weights/v3", 1], two.url: ["127.0.0.1:7", "/weights/v3", 3]}
+        one.faults.append(Fault(503, path="/collective_rpc"))
+        with pytest.raises(EngineUnavailable, match="after 1 attempts"):
+            await client.receive_weights("127.0.0.1:7", "/weights/v4", workers=4)
 
 
 async def test_a_pause_that_never_ends_meets_the_deadline() -> None:
