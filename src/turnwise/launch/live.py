@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 LOOK_S = 0.5  # between two looks at the files
+HELD_BY = {"load": "engines are saturated", "staleness": "they would be too old", "evaluation": "evaluations have the adapters"}
 SIGN_OF_LIFE_S = 30.0  # without a terminal: at most so long without a line
 
 
@@ -85,10 +86,13 @@ def rows(progress: Progress, children: Sequence[Child] = ()) -> list[tuple[str, 
         lines.append((f"held out @{step}", ", ".join(_scores(scores))))
     learning = [("loss", "actor/loss", ".4f"), ("grad norm", "actor/grad_norm", ".3f"), ("entropy", "actor/entropy", ".3f")]
     speed = [("equal groups", "groups/equal_reward/share", ".0%"), ("reply", "response_length/mean", ".0f")]
-    for label, names in (("learning", learning), ("rollouts", speed)):
+    idle = [("trainer idle", "perf/trainer_idle/share", ".0%"), ("engines idle", "perf/engine_idle/share", ".0%")]
+    for label, names in (("learning", learning), ("rollouts", speed), ("waits", idle)):
         shown = [f"{name} {metrics[metric]:{form}}" for name, metric, form in names if metric in metrics]
         if label == "rollouts":
             shown += _engine_numbers(progress)
+        if label == "waits" and (reason := HELD_BY.get(str(status.get("held_by")))):
+            shown.append(f"rollouts held back: {reason}")
         if shown:
             lines.append((label, "   ".join(shown)))
     if "version" in status:
@@ -157,4 +161,6 @@ def _engine_numbers(progress: Progress) -> list[str]:
         shown.append(f"{rate:.0f} tokens/s")
     if "inflight" in progress.status:
         shown.append(f"{progress.status['inflight']} in flight")
+    if waiting := progress.status.get("engines_waiting"):
+        shown.append(f"{waiting:.0f} wait in the engines")
     return shown

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from turnwise.report.balance import Balance
 from turnwise.report.changes import SIGNIFICANT, changes
 from turnwise.report.run import Run, Variety, replies
 
@@ -36,7 +37,7 @@ class Finding:
 def findings(run: Run) -> list[Finding]:
     """All that is found, gravest kinds first; an empty run has none."""
     checks: list[Callable[[Run], Finding | None]] = [errored, nonfinite, no_gradient, flat_reward, equal_groups]
-    checks += [constant_replies, entropy_collapse, length_explosion, mismatch, dropped]
+    checks += [constant_replies, entropy_collapse, length_explosion, mismatch, dropped, waiting]
     return [finding for check in checks if (finding := check(run)) is not None]
 
 
@@ -186,6 +187,14 @@ def dropped(run: Run) -> Finding | None:
         f"{sum(counts):.0f} dropped for staleness over {len(steps)} steps",
         "raise orchestrator.max_staleness, lower max_inflight, or speed up the slow side (timing in the report)",
     )
+
+
+def waiting(run: Run) -> Finding | None:
+    """Without staleness the two sides take turns by design."""
+    balance = Balance.of(run)
+    if balance is None or balance.even or balance.max_staleness == 0:
+        return None
+    return Finding("Half of the machine waits", balance.verdict, balance.remedy)
 
 
 def _ends(values: list[float]) -> tuple[list[float], list[float]]:

@@ -183,6 +183,11 @@ def _timing_panels(run: Run) -> list[Draw]:
         panels.append(lambda axes: _step_shares(axes, run))
     wanted = {
         "share of time idle": [("perf/trainer_idle/share", "trainer"), ("perf/engine_idle/share", "engine")],
+        "places for rollouts kept empty (share)": [
+            ("perf/held_by_staleness/share", "by max_staleness"),
+            ("perf/held_by_load/share", "by the engines' load"),
+            ("perf/held_by_evaluation/share", "by evaluations"),
+        ],
         "sampled tokens/s": [("throughput/tokens_per_s", "tokens/s")],
         "seconds": [("timing/step_s", "step"), ("timing/rollout_s", "rollouts"), ("timing/swap_s", "weight swap")],
     }

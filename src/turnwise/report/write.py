@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from turnwise.config import StopConfig
 from turnwise.monitor import Conditions
 from turnwise.monitor.expressions import ExpressionError
+from turnwise.report.balance import Balance
 from turnwise.report.changes import changes, conclusion, table
 from turnwise.report.dialogue import dialogue, pick
 from turnwise.report.findings import findings
@@ -66,6 +67,7 @@ def _summary(run: Run) -> str:
     lines += [f"- {conclusion(changes(run))}"]
     lines += [f"- Best step: {best}" for best in [best_step(run)] if best]
     lines += [f"- {success}" for success in [_success(run)] if success]
+    lines += [f"- Who waited: {balance.verdict}" for balance in [Balance.of(run)] if balance]
     return "\n".join(lines)
 
 

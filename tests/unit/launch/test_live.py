@@ -2,15 +2,19 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from turnwise.launch.child import Child
 from turnwise.launch.ending import before_and_after, ending_lines
 from turnwise.launch.live import BARS, LineView, bar, duration, rows, sparkline
+from turnwise.launch.plan import ProcessSpec
 from turnwise.launch.supervise import ExitCode, Outcome
 from turnwise.launch.terminal import TerminalConsole, TerminalView
 from turnwise.launch.watch import Progress, Watch
@@ -63,12 +67,15 @@ def test_a_status_that_is_being_written_keeps_the_last_one(tmp_path: Path):
 
 def test_the_picture_has_everything_that_is_known(tmp_path: Path):
     append(tmp_path, held_out(0, -0.5), step(1, 0.1), {**step(2, 0.4), "groups/equal_reward/share": 0.25, "actor/grad_norm": 1.5})
+    append(tmp_path, {"step": 2, "time": 0.0, "perf/trainer_idle/share": 0.03, "perf/engine_idle/share": 0.41})
     status = {
         "phase": "rollouts",
         "step": 3,
         "filled": 12,
         "batch_size": 32,
         "inflight": 20,
+        "engines_waiting": 3.0,
+        "held_by": "staleness",
         "tokens_per_s": 88.2,
         "version": 2,
         "lag": 1,
@@ -82,7 +89,8 @@ def test_the_picture_has_everything_that_is_known(tmp_path: Path):
     assert shown["reward"] == f"+0.400  {BARS[0]}{BARS[-1]}  first +0.100, best +0.400"
     assert shown["held out @0"] == "wordle/reward -0.500 ±0.100"
     assert shown["learning"] == "loss 0.5000   grad norm 1.500"
-    assert shown["rollouts"] == "equal groups 25%   88 tokens/s   20 in flight"
+    assert shown["rollouts"] == "equal groups 25%   88 tokens/s   20 in flight   3 wait in the engines"
+    assert shown["waits"] == "trainer idle 3%   engines idle 41%   rollouts held back: they would be too old"
     assert shown["policy"] == "version 2, lag 1"
 
 
@@ -106,6 +114,23 @@ def test_lines_are_written_once_and_old_ones_not_at_all(tmp_path: Path):
     view.close()
     steps = [line for line in output.getvalue().splitlines() if line.startswith("step")]
     assert [line.split(" | ")[0] for line in steps] == ["step 2/4"]
+
+
+class Placed:
+    """As much of a child as the picture reads."""
+
+    healthy = True
+
+    def __init__(self, name: str, *gpus: int) -> None:
+        self.name = name
+        self.spec = ProcessSpec(name, (), {}, Path(), Path(), gpus)
+
+
+def test_the_picture_tells_which_gpu_is_whose(tmp_path: Path):
+    watch = Watch(RunDir(tmp_path), 4)
+    children = [cast(Child, Placed(*placed)) for placed in (("inference", 0), ("trainer", 1, 2), ("orchestrator",))]
+    assert dict(rows(watch.progress, children))["on"] == "inference GPU 0   trainer GPU 1, 2   orchestrator CPU"
+    assert "on" not in dict(rows(watch.progress, children[2:]))
 
 
 class Broken(io.StringIO):
@@ -142,6 +167,13 @@ def test_a_bar_is_filled_in_proportion(done: int, total: int, text: str):
 @pytest.mark.parametrize(("seconds", "text"), [(4, "4 s"), (89, "89 s"), (600, "10 min"), (12000, "3 h 20 min")])
 def test_durations_are_short(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_the_end_tells_the_likely_cause(tmp_path: Path):
+    outcome = Outcome(ExitCode.FAILED, "inference ended with exit code 1", (), "ValueError: x\nWhat helps: y.")
+    lines = ending_lines(outcome, RunDir(tmp_path), Progress(9), "rl @ x --resume")
+    assert "Likely cause: ValueError: x\nWhat helps: y." in lines
+    assert not any("Likely" in line for line in ending_lines(replace(outcome, cause=None), RunDir(tmp_path), Progress(9), "rl"))
 
 
 def test_the_end_tells_before_and_after(tmp_path: Path):
