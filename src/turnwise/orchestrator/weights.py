@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from turnwise.inference.client import Completion, InferenceClient
 from turnwise.inference.errors import EngineError, EngineUnavailable
-from turnwise.transport import Served, WeightsReady, WeightsStore
+from turnwise.transport import Manifest, Served, WeightsReady, WeightsStore
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class WrongWeights(Exception):
 
 
 class Policy:
-    """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place.
+    """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place, which waits for pins:
+    a trainer that hands them over by broadcast waits for an evaluation, too.
 
     Args:
         max_loaded: adapters that an engine may hold; a swap waits for the last request of an old one where all are in use.
@@ -58,7 +60,7 @@ class Policy:
         if ready.kind == "lora":
             await self._load_adapter(ready)
         else:
-            await self._reload(ready)
+            await self._replace(ready)
         before, self.version = self.version, ready.version
         self.store.acknowledge(Served(ready.version))
         self.swap_s = time.perf_counter() - started
@@ -115,16 +117,19 @@ class Policy:
         self._loaded.add(ready.version)
         self._prove(ready, await self.client.digest(ready.version))
 
-    async def _reload(self, ready: WeightsReady) -> None:
+    async def _replace(self, ready: WeightsReady) -> None:
+        """Full weights. Engines sample nothing between the pause and the proof, and nothing any more where it fails."""
         await self._unpinned.wait()
         await self.client.pause()
-        try:
+        if ready.transfer == "broadcast":
+            manifest = Manifest.read(Path(ready.path))
+            self.store.claim(ready.version)  # the trainer, which has waited for this, sends now
+            await self.client.receive_weights(ready.rendezvous, ready.path, workers=manifest.world_size - 1)
+        else:
             await self.client.reload_weights(ready.path)
-            digests = await self.client.digest(None)
-            self.client.set_served(ready.version)
-        finally:
-            await self.client.resume()
-        self._prove(ready, digests)
+        self._prove(ready, await self.client.digest(None))
+        self.client.set_served(ready.version)
+        await self.client.resume()
 
     def _prove(self, ready: WeightsReady, digests: Sequence[str]) -> None:
         for engine, digest in enumerate(digests):

@@ -9,8 +9,7 @@ import pytest
 from aiohttp import web
 
 from support.scripted_engine import Fault, ScriptedEngine
-from turnwise.inference import Completion, EngineError, EngineUnavailable, InferenceClient
-from turnwise.inference import administration
+from turnwise.inference import Completion, EngineError, EngineUnavailable, InferenceClient, administration
 from turnwise.inference import client as client_module
 
 
@@ -203,8 +202,8 @@ async def test_a_retry_after_a_swap_is_of_the_new_version(monkeypatch: pytest.Mo
     async with ScriptedEngine([[5, 6]], faults=[Fault(503)]) as engine, opened(engine) as client:
         client.set_served(3)
         request = asyncio.create_task(ask(client, max_tokens=2))
-        while engine.faults:
-            await asyncio.sleep(0.01)
+        for _ in range(500):
+            await asyncio.sleep(0.01 if engine.faults else 0)
         await client.pause()
         client.set_served(4)
         await client.resume()

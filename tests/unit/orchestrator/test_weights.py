@@ -12,7 +12,7 @@ from support.scripted_engine import Fault, ScriptedEngine
 from turnwise.inference.client import InferenceClient
 from turnwise.inference.errors import EngineError
 from turnwise.orchestrator.weights import Policy, WrongWeights
-from turnwise.transport import WeightsReady, WeightsStore
+from turnwise.transport import Manifest, WeightsReady, WeightsStore
 
 
 @asynccontextmanager
@@ -127,6 +127,44 @@ async def test_full_weights_are_replaced_between_pause_and_resume_and_proven(sto
         assert store.served() == 3
         with pytest.raises(WrongWeights):
             await policy.swap(WeightsReady(4, "full", str(tmp_path), "b" * 64))
+        assert engine.admin[-1] == "weights_digest"  # not resumed: nothing is sampled from what could not be proven
+        assert (store.served(), policy.version, policy.client.served) == (3, 3, 3)
+
+
+async def test_a_broadcast_is_claimed_once_the_engines_are_paused_and_received_by_ranks_from_one(
+    store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = ScriptedEngine(digest="a" * 64)
+    claimed: list[tuple[list[str], bool]] = []
+    received: list[tuple[object, ...]] = []
+
+    async def receive_weights(rendezvous: str, folder: str, *, workers: int) -> None:
+        claimed.append((list(engine.admin), store.claim_path(5).exists()))
+        received.append((rendezvous, folder, workers))
+
+    ready = WeightsReady(5, "full", str(store.path(5)), "a" * 64, transfer="broadcast", rendezvous="127.0.0.1:7")
+    store.publish(ready, Manifest(5, "gloo", 3, []).write)
+    async with serving(engine, store) as policy:
+        monkeypatch.setattr(policy.client, "receive_weights", receive_weights)
+        await policy.swap(ready)
+        assert claimed == [(["pause abort"], True)]
+        assert received == [("127.0.0.1:7", str(store.path(5)), 2)]
+        assert engine.admin == ["pause abort", "weights_digest", "reset_prefix_cache", "resume"]
+        assert (store.served(), policy.client.served) == (5, 5)
+
+
+async def test_a_broadcast_under_an_evaluation_is_not_claimed(store: WeightsStore):
+    engine = ScriptedEngine(digest="a" * 64)
+    ready = WeightsReady(1, "full", str(store.path(1)), "a" * 64, transfer="broadcast", rendezvous="127.0.0.1:7")
+    store.publish(ready, Manifest(1, "gloo", 2, []).write)
+    async with serving(engine, store) as policy:
+        with policy.pinned(0):
+            swap = asyncio.create_task(policy.swap(ready))
+            await asyncio.sleep(0.1)
+            assert not store.claim_path(1).exists()
+            assert engine.admin == []
+        await asyncio.wait_for(swap, 5)
+        assert store.claim_path(1).exists()
 
 
 async def test_full_weights_are_not_swapped_under_an_evaluation(store: WeightsStore, tmp_path: Path):
