@@ -1,7 +1,7 @@
 """The whole configuration of a run: what `rl @ FILE` reads and `outputs/config.toml` holds."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -61,6 +61,24 @@ class RLConfig(Config):
         if isinstance(gpus, dict) and gpus.get("inference") and isinstance(inference, dict) and "engine" not in inference:
             return {**given, "inference": {**inference, "engine": "vllm"}}
         return given
+
+    @property
+    def weight_transfer(self) -> Literal["files", "broadcast"]:
+        """How weights reach the engines."""
+        if self.trainer.weight_transfer != "auto" and self.trainer.model.lora is None:
+            return self.trainer.weight_transfer
+        apart = bool(self.gpus.inference and self.gpus.trainer) and not set(self.gpus.inference) & set(self.gpus.trainer)
+        return "broadcast" if self.trainer.model.lora is None and apart else "files"
+
+    @property
+    def broadcast_backend(self) -> Literal["nccl", "gloo"]:
+        """What carries a broadcast: NCCL where both ends are GPUs."""
+        return "nccl" if self.gpus.inference and self.gpus.trainer else "gloo"
+
+    @property
+    def engine_workers(self) -> int:
+        """Processes that hold the model, over all engines of a resolved configuration."""
+        return (self.inference.dp or 1) * self.inference.tp
 
     @property
     def adapter_slots(self) -> int:

@@ -163,6 +163,24 @@ def _trainer_processes(config: RLConfig) -> Iterator[Problem]:
         )
 
 
+def _weight_transfer(config: RLConfig) -> Iterator[Problem]:
+    if config.trainer.weight_transfer != "broadcast":
+        return
+    if config.trainer.model.lora is not None:
+        yield Problem(
+            ("trainer.weight_transfer", "trainer.model.lora"),
+            'trainer.weight_transfer = "broadcast" carries full weights, and trainer.model.lora is set: adapters travel as '
+            'files; use "auto", or train all parameters with --no-trainer.model.lora.',
+        )
+    common = [gpu for gpu in config.gpus.trainer if gpu in config.gpus.inference]
+    if common:
+        yield Problem(
+            ("trainer.weight_transfer", "gpus.trainer", "gpus.inference"),
+            f'trainer.weight_transfer = "broadcast" needs GPUs that engines and trainer do not share, and both use GPU '
+            f'{", ".join(map(str, common))}: NCCL takes one process a GPU; use "files", or GPUs apart.',
+        )
+
+
 def _loss(config: RLConfig) -> Iterator[Problem]:
     loss = config.trainer.loss
     if loss.kind == "cispo" and loss.clip_high < 1:
@@ -213,6 +231,7 @@ RULES: tuple[Rule, ...] = (
     _adapter_slots,
     _lengths,
     _trainer_processes,
+    _weight_transfer,
     _loss,
     _schedule,
     _stops,

@@ -136,5 +136,9 @@ class TrainerConfig(Config):
     """Sequences of a batch that travel with the version made from it, with the trainer's logprobs before and after the step: an
     engine that does not answer with the logprobs of the new policy stops the run. They cost about 2 % of a step; 0 for none."""
 
+    weight_transfer: Literal["auto", "files", "broadcast"] = "auto"
+    """How full weights reach the engines: as `files`, or by `broadcast` from the trainer's memory into theirs (NCCL between GPUs,
+    gloo on CPUs). `auto` broadcasts where trainer and engines have GPUs of their own. LoRA adapters always travel as files."""
+
     timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline of a collective, in seconds."""

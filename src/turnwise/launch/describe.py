@@ -34,6 +34,18 @@ def arithmetic_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
     ]
 
 
+def weights_line(config: RLConfig) -> str:
+    """How each version reaches the engines, in a sentence."""
+    if config.trainer.model.lora is not None:
+        return "weights: each version is an adapter folder, which engines load beside the one before, without a pause"
+    if config.weight_transfer == "files":
+        return "weights: each version is a folder with the whole model, which engines load while they pause"
+    source = f"GPU {config.gpus.trainer[0]}" if config.broadcast_backend == "nccl" else "the trainer's memory"
+    kind = {"nccl": "NCCL", "gloo": "gloo"}[config.broadcast_backend]
+    workers = config.engine_workers
+    return f"weights: broadcast ({kind}) from {source} to {workers} engine worker{'s' * (workers > 1)}, which pause meanwhile"
+
+
 def print_plan(console: Console, plan: Plan) -> None:
     table = Table(title="Processes", title_justify="left", show_lines=True)
     for column in ("process", "runs on", "log"):
@@ -100,7 +112,7 @@ def _capacity(place: str, machine: Machine) -> str:
     gpu = machine.gpu(int(place.removeprefix("GPU "))) if place.startswith("GPU ") else None
     if gpu is None or gpu.total is None:
         return ""
-    used = f", {gpu.used / GIB:.1f} in use now" if gpu.used else ""
+    used = f", {gpu.used / GIB:.1f} in use now" if gpu.used and gpu.used >= 0.05 * GIB else ""
     return f"of {gpu.total / GIB:.1f} GiB ({gpu.name}){used}"
 
 
@@ -118,4 +130,7 @@ def plan_json(plan: Plan, arithmetic: Arithmetic | None, estimates: Sequence[Est
         "errors": allocation.errors,
         "warnings": allocation.warnings,
     }
-    return json.dumps({"processes": processes, "arithmetic": numbers, "memory": memory, "gpus": gpus}, indent=2)
+    weights = allocation.config.weight_transfer
+    return json.dumps(
+        {"processes": processes, "weights": weights, "arithmetic": numbers, "memory": memory, "gpus": gpus}, indent=2
+    )

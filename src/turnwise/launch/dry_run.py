@@ -8,7 +8,7 @@ from turnwise.config import ConfigError, EnvConfig, RLConfig
 from turnwise.inference.launcher import check_engine
 from turnwise.launch.allocation import allocate
 from turnwise.launch.arithmetic import Arithmetic, count_tasks, training_arithmetic
-from turnwise.launch.describe import arithmetic_lines, plan_json, print_allocation, print_memory, print_plan
+from turnwise.launch.describe import arithmetic_lines, plan_json, print_allocation, print_memory, print_plan, weights_line
 from turnwise.launch.gpus import Machine, look
 from turnwise.launch.memory import estimate
 from turnwise.launch.models import checked_name
@@ -49,7 +49,7 @@ def dry_run(
         return
     print_plan(console, plan)
     console.print("Training", style="bold")
-    for line in arithmetic_lines(arithmetic, filled) if arithmetic else [unknown]:
+    for line in [*(arithmetic_lines(arithmetic, filled) if arithmetic else [unknown]), weights_line(filled)]:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(shape, str):
         console.print(f"Memory: not estimated, since {shape}", highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from turnwise.config.command import Request, check
 from turnwise.inference.launcher import check_engine
 from turnwise.launch import resume
 from turnwise.launch.allocation import allocate
-from turnwise.launch.describe import arithmetic_lines
+from turnwise.launch.describe import arithmetic_lines, weights_line
 from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
 from turnwise.launch.gpus import Machine, look
 from turnwise.launch.live import make_view
@@ -103,7 +103,7 @@ def _supervise(resolved: Resolved, options: Options, step: int | None, lock: int
     config = resolved.config
     run_id = uuid.uuid4().hex
     plan = compose(config, run_id=run_id, resume_step=step)
-    for line in arithmetic_lines(resolved.arithmetic, config):
+    for line in [*arithmetic_lines(resolved.arithmetic, config), weights_line(config)]:
         say(line)
     say(f"Logs: {plan.run_dir.logs}/{{inference,orchestrator,trainer}}.stdout")
     view = make_view(Watch(plan.run_dir, resolved.arithmetic.max_steps), str(config.run_name), plain=options.plain)

@@ -74,6 +74,16 @@ FAULTS = [
     ({"orchestrator": {"sampling": {"max_tokens": 2048}}}, "orchestrator.sampling.max_tokens = 2048 leaves no room for a prompt"),
     ({"trainer": {"micro_batch_tokens": 100}}, "trainer.micro_batch_tokens = 100 cannot hold one sample of seq_len = 2048"),
     ({"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 3}}, "trainer.processes = 3, but gpus.trainer = [0, 1]"),
+    (
+        {"trainer": {"weight_transfer": "broadcast"}},
+        'trainer.weight_transfer = "broadcast" carries full weights, and trainer.model.lora is set: adapters travel as files',
+    ),
+    (
+        VLLM
+        | {"gpus": {"inference": [0, 1], "trainer": [1, 2], "share": True}}
+        | {"trainer": {"weight_transfer": "broadcast", "model": {"lora": None}}},
+        "needs GPUs that engines and trainer do not share, and both use GPU 1: NCCL takes one process a GPU; use",
+    ),
     ({"trainer": {"loss": {"kind": "cispo"}}}, "trainer.loss.clip_high = 0.2 is the absolute bound of the ratio"),
     ({"trainer": {"loss": {"kind": "cispo", "clip_high": 5.0, "dual_clip": 3.0}}}, "trainer.loss.dual_clip = 3 has no meaning"),
     (
@@ -168,3 +178,25 @@ def test_the_trainer_gets_of_a_shared_gpu_what_engine_and_reserve_leave():
     assert config.trainer_memory(0, 80 * 2**30) == 20 * 2**30 - SHARED_GPU_RESERVE
     assert config.trainer_memory(1, 80 * 2**30) is None
     assert RLConfig.model_validate(VLLM | {"gpus": tables | {"share": False}}).trainer_memory(0, 80 * 2**30) is None
+
+
+FULL: dict[str, Any] = {"model": {"lora": None}}
+TRANSFERS: list[tuple[dict[str, Any], tuple[str, str]]] = [
+    ({}, ("files", "gloo")),
+    ({"trainer": FULL}, ("files", "gloo")),
+    ({"trainer": FULL | {"weight_transfer": "broadcast"}}, ("broadcast", "gloo")),
+    (VLLM | {"gpus": {"inference": [0], "trainer": [1, 2]}}, ("files", "nccl")),
+    (VLLM | {"gpus": {"inference": [0], "trainer": [1, 2]}, "trainer": FULL}, ("broadcast", "nccl")),
+    (VLLM | {"gpus": {"inference": [0], "trainer": [1]}, "trainer": FULL | {"weight_transfer": "files"}}, ("files", "nccl")),
+    (VLLM | {"gpus": {"inference": [0, 1], "trainer": [1, 2], "share": True}, "trainer": FULL}, ("files", "nccl")),
+    (VLLM | {"gpus": {"inference": [0]}, "trainer": FULL | {"weight_transfer": "broadcast"}}, ("broadcast", "gloo")),
+]
+
+
+@pytest.mark.parametrize(("changes", "wanted"), TRANSFERS)
+def test_full_weights_are_broadcast_between_gpus_that_are_apart_unless_someone_chose(
+    changes: dict[str, Any], wanted: tuple[str, str]
+):
+    config = RLConfig.model_validate(merge(SOUND, changes))
+    assert texts(changes) == []
+    assert (config.weight_transfer, config.broadcast_backend) == wanted

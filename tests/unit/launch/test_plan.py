@@ -13,7 +13,7 @@ from turnwise.config import ConfigError, RLConfig, load_config
 from turnwise.config.files import merge
 from turnwise.inference.launcher import usable_cores
 from turnwise.launch.child import Child
-from turnwise.launch.describe import arithmetic_lines
+from turnwise.launch.describe import arithmetic_lines, weights_line
 from turnwise.launch.dry_run import dry_run
 from turnwise.launch.gpus import Gpu, Machine, TorchBuild, choose
 from turnwise.launch.plan import ProcessSpec, compose
@@ -264,6 +264,7 @@ def test_a_dry_run_as_json(tmp_path: Path, tiny_model: Path):
     plan = json.loads(captured.get())
     assert [process["name"] for process in plan["processes"]] == ["inference", "trainer", "orchestrator"]
     assert plan["arithmetic"]["steps_per_epoch"] == 3
+    assert plan["weights"] == "files"
     assert plan["memory"][0]["total"] == sum(plan["memory"][0]["parts"].values())
     (split,) = plan["gpus"]["splits"]
     assert (split["gpu"], split["engine"], split["total"]) == (0, int(0.9 * 140 * GIB), 140 * GIB)
@@ -307,3 +308,27 @@ def test_the_arithmetic_is_told_in_sentences(tmp_path: Path, tiny_model: Path):
 def test_defaults_can_be_filled_without_counting_or_preparing(tmp_path: Path):
     filled = with_defaults(config(tmp_path, "owner/name"), max_steps=3, model="owner/name", port=1234)
     assert (filled.max_steps, filled.model.name, filled.inference.port) == (3, "owner/name", 1234)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "weights: each version is an adapter folder, which engines load beside the one before, without a pause"),
+        ({"trainer": {"model": {"lora": None}}}, "weights: each version is a folder with the whole model"),
+        (
+            {"trainer": {"model": {"lora": None}, "weight_transfer": "broadcast"}},
+            "weights: broadcast (gloo) from the trainer's memory to 1 engine worker, which pause meanwhile",
+        ),
+        (
+            {**EIGHT, "trainer": {"model": {"lora": None}}},
+            "weights: broadcast (NCCL) from GPU 2 to 2 engine workers, which pause meanwhile",
+        ),
+    ],
+)
+def test_the_plan_says_how_weights_travel(tmp_path: Path, tiny_model: Path, changes: dict[str, Any], line: str):
+    console = Console(width=200)
+    with console.capture() as captured:
+        dry_run(config(tmp_path, tiny_model, **changes), console=console, machine=H200S)
+    assert line in captured.get()
+    filled = with_defaults(config(tmp_path, tiny_model, **changes), max_steps=1, model=str(tiny_model))
+    assert weights_line(filled).startswith(line)
