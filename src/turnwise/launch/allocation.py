@@ -49,7 +49,7 @@ def allocate(config: RLConfig, machine: Machine, shape: ModelShape | str, *, eva
     errors = [*_missing(config, machine, parts)]
     if not evaluation and config.gpus.trainer and machine.torch.cuda is None:
         errors.append(_no_cuda(config, machine.torch))
-    if not machine.gpus or errors:
+    if not machine.gpus or any(_missing(config, machine, parts)):
         return Allocation(config, machine, tuple(errors))
     totals = Allocation(config, machine).totals
     divided: tuple[Split, ...] = ()
@@ -57,12 +57,12 @@ def allocate(config: RLConfig, machine: Machine, shape: ModelShape | str, *, eva
         try:
             config = _with_fraction(config, shape, totals)
         except ConfigError as error:
-            return Allocation(config, machine, (str(error),))
+            return Allocation(config, machine, (*errors, str(error)))
         divided = tuple(splits(config, totals))
     fits = [] if isinstance(shape, str) else list(_fits(config, machine, shape, totals, evaluation=evaluation))
-    errors = [text for certain, text in fits if certain]
+    errors += [text for certain, text in fits if certain]
     warnings = [text for certain, text in fits if not certain]
-    warnings += [*_idle_gpus(config, machine), *_taken(config, machine, parts), *_other_order(machine)]
+    warnings += [*_on_cpu(config, machine), *_taken(config, machine, parts), *_other_order(machine)]
     return Allocation(config, machine, tuple(errors), tuple(warnings), divided)
 
 
@@ -151,16 +151,14 @@ def _compare(who: str, gpu: str, part: int, certain: int, needed: int, remedy: s
         yield False, f"{gpu} may be too small for {who}: {wanted}, and its part is {part / GIB:.1f} GiB; {remedy}."
 
 
-def _idle_gpus(config: RLConfig, machine: Machine) -> Iterator[str]:
-    """Parts that stay on the CPU beside GPUs that nobody was given."""
+def _on_cpu(config: RLConfig, machine: Machine) -> Iterator[str]:
+    """Parts that stay on the CPU of a machine with GPUs."""
     gpus = config.gpus
     spare = [gpu for gpu in range(len(machine.gpus)) if gpu not in {*gpus.inference, *gpus.trainer, *gpus.containers}]
-    if not spare:
-        return
     if config.inference.engine == "vllm" and not gpus.inference:
-        remedy = f"set gpus.inference = [{spare[0]}] to use it"
-        yield f'inference.engine = "vllm" runs on the CPU, while GPU {spare[0]} is free; {remedy}.'
-    if gpus.inference and not gpus.trainer:
+        remedy = f"; set gpus.inference = [{spare[0]}] to use GPU {spare[0]}, which is free" if spare else ""
+        yield f"gpus.inference is empty, so vLLM runs on the CPU, which needs a build of vLLM for CPUs{remedy}."
+    if spare and gpus.inference and not gpus.trainer:
         yield f"the trainer runs on the CPU, while GPU {spare[0]} is free; set gpus.trainer = [{spare[0]}] to use it."
 
 

@@ -80,10 +80,10 @@ class Child:
 
     def likely_cause(self) -> str | None:
         """What its log says about why it ended, and what helps; None where nothing known is found."""
-        if self.spec.role == "orchestrator":
-            return None  # its log shows what models write, which may be anything
         if self.exit_code() == -signal.SIGKILL:
             return KILLED
+        if self.spec.role == "orchestrator":
+            return None  # its log shows what models write, which may be anything
         return likely_cause(tail(self.spec.log, CAUSE_LINES, since=self._start), self.spec.role)
 
     def ending(self) -> str:

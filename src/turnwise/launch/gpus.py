@@ -127,7 +127,7 @@ def _find(present: Sequence[Gpu], entry: str) -> Gpu | None:
         return None
     matches = [gpu for gpu in present if gpu.uuid.lower().startswith(entry.lower())]
     if len(matches) == 1:
-        return replace(matches[0], device=entry)
+        return replace(matches[0], device=matches[0].uuid)  # in full: NVML, which vLLM asks, knows no beginnings
     return None if any(gpu.uuid for gpu in present) else Gpu(entry, entry)
 
 

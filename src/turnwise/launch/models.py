@@ -56,7 +56,7 @@ def resolve_model(name: str, progress: Progress = print, *, weights: bool = True
 
 
 def checked_name(name: str, *, weights: bool = True) -> str:
-    """The absolute folder, or the hub id, without preparing or downloading anything; a folder may lack `weights` where none are read.
+    """The absolute folder, or the hub id, without preparing or downloading anything; `weights`: whether a folder must have them.
 
     Raises:
         ConfigError: it is neither, nor a prepared model.

@@ -100,7 +100,7 @@ def test_an_evaluation_asks_for_the_engines_gpus_only(small: ModelShape):
     [
         (
             {"inference": [], "trainer": [0]},
-            'inference.engine = "vllm" runs on the CPU, while GPU 1 is free; set gpus.inference = [1]',
+            "gpus.inference is empty, so vLLM runs on the CPU, which needs a build of vLLM for CPUs; set gpus.inference = [1]",
         ),
         ({"trainer": []}, "the trainer runs on the CPU, while GPU 1 is free; set gpus.trainer = [1]"),
     ],
@@ -112,7 +112,9 @@ def test_a_part_that_stays_on_the_cpu_beside_a_free_gpu_is_told(gpus: dict[str, 
 
 def test_no_gpu_is_proposed_where_none_is_free(small: ModelShape):
     asked = config(gpus={"inference": [], "trainer": [0], "containers": [1]})
-    assert allocate(asked, machine(140, 140), small).warnings == ()
+    (warning,) = allocate(asked, machine(140, 140), small).warnings
+    assert warning == "gpus.inference is empty, so vLLM runs on the CPU, which needs a build of vLLM for CPUs."
+    assert allocate(config(gpus={"trainer": [], "containers": [1]}), machine(140, 140), small).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_output_of_nvidia_smi_is_read(output: str, expected: list[Gpu]):
         ("3,GPU-33aa-77", []),
         ("GPU-66aa-77,0", ["GPU-66aa-77", "0"]),
         ("gpu-66", []),
-        ("GPU-66", ["GPU-66"]),
+        ("GPU-66", ["GPU-66aa-77"]),
         ("GPU-nowhere,0", []),
         ("MIG-3f5e-1,MIG-GPU-11aa-77/1/0", ["MIG-3f5e-1", "MIG-GPU-11aa-77/1/0"]),
     ],
@@ -103,7 +103,7 @@ def test_a_machine_is_what_nvidia_smi_lists():
 @pytest.mark.usefixtures("smi")
 def test_a_machine_is_seen_through_the_callers_cuda_visible_devices():
     machine = look({"CUDA_VISIBLE_DEVICES": "5,GPU-22"})
-    assert [machine.device(index) for index in (0, 1, 2)] == ["5", "GPU-22", "2"]
+    assert [machine.device(index) for index in (0, 1, 2)] == ["5", "GPU-22aa-77", "2"]
     assert machine.offered == "5,GPU-22"
 
 

@@ -93,6 +93,7 @@ def test_killing_any_process_ends_the_others_and_fails_the_run(tmp_path: Path, r
     outcome = supervise(plan, run_id, meanwhile=once_healthy(kill))
     assert outcome.code == ExitCode.FAILED
     assert outcome.reason.startswith(f"{role} was ended by signal 9; its log is {tmp_path / 'logs' / role}")
+    assert outcome.cause == "something killed it, most likely the kernel for want of RAM (`dmesg` tells)."
 
 
 def test_a_failure_shows_the_last_twenty_lines_of_the_process(tmp_path: Path, run_id: str, port: int):
@@ -102,6 +103,40 @@ def test_a_failure_shows_the_last_twenty_lines_of_the_process(tmp_path: Path, ru
     assert outcome.code == ExitCode.FAILED
     assert "orchestrator ended with exit code 7" in outcome.reason
     assert outcome.log_tail == tuple(f"line {i}" for i in range(30, 50))
+
+
+DYING_ENGINE = """
+print("(EngineCore pid=7) ValueError: Free memory on device cuda:0 (30.1/139.8 GiB) on startup is less than desired GPU memory "
+      "utilization (0.92, 128.6 GiB).")
+for i in range(100): print("  File somewhere", i)
+print("(APIServer pid=3) RuntimeError: Engine core initialization failed. See root cause above.")
+raise SystemExit(1)
+"""
+
+
+def test_an_engine_that_dies_on_its_gpu_is_explained_from_far_above_its_last_lines(tmp_path: Path, run_id: str, port: int):
+    worker = polite(tmp_path, "w", seconds=60)
+    outcome = supervise(plan_of(tmp_path, run_id, port, trainer=worker, orchestrator=worker, engine=DYING_ENGINE), run_id)
+    assert outcome.reason.startswith("inference ended with exit code 1")
+    assert "Free memory" not in "".join(outcome.log_tail)
+    assert outcome.cause is not None
+    cause, helps = outcome.cause.splitlines()
+    assert cause.startswith("ValueError: Free memory on device cuda:0 (30.1/139.8 GiB) on startup is less than desired")
+    assert "gpus.inference_memory" in helps
+
+
+def test_what_a_model_writes_is_no_cause(tmp_path: Path, run_id: str, port: int):
+    says = "print('reply: CUDA out of memory'); raise SystemExit(1)"
+    outcome = supervise(plan_of(tmp_path, run_id, port, trainer=polite(tmp_path, "t", seconds=60), orchestrator=says), run_id)
+    assert (outcome.reason.split(";")[0], outcome.cause) == ("orchestrator ended with exit code 1", None)
+
+
+def test_causes_are_looked_for_in_this_start_alone(tmp_path: Path, run_id: str, port: int):
+    worker = polite(tmp_path, "w", seconds=60)
+    plan = plan_of(tmp_path, run_id, port, trainer=worker, orchestrator=worker, engine="raise SystemExit(1)")
+    (tmp_path / "logs").mkdir()
+    plan.of_role("inference")[0].log.write_text("torch.OutOfMemoryError: CUDA out of memory.\n")
+    assert supervise(plan, run_id).cause is None
 
 
 def test_of_a_trainer_its_own_words_are_shown_and_not_those_of_torchrun(tmp_path: Path, run_id: str, port: int):

@@ -2,28 +2,34 @@
 
 import http.server
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
+from support.batches import ConfigOf
 from turnwise.config import RLConfig
 from turnwise.config.root import SHARED_GPU_RESERVE
 from turnwise.trainer import sharing
+from turnwise.trainer.loop import run_trainer
 from turnwise.trainer.sharing import WAIT_FOR, limit_memory, memory_fraction, wait_for_engines
+from turnwise.transport import Control, RunDir, WeightsStore
 
 GIB = 2**30
 
 
 @contextmanager
-def engine(statuses: list[int]) -> Generator[tuple[str, list[int]]]:
+def engine(
+    statuses: list[int], when_asked: Callable[[http.server.BaseHTTPRequestHandler], None] = lambda _: None
+) -> Generator[tuple[str, list[int]]]:
     """A health route that answers with these statuses, one after the other, the last one for good; and what it has answered."""
     given: list[int] = []
 
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            when_asked(self)
             given.append(statuses[min(len(given), len(statuses) - 1)])
             self.send_response(given[-1])
             self.end_headers()
@@ -127,3 +133,21 @@ def test_the_allocator_is_bounded_on_the_shared_gpu_of_this_rank_only(index: int
 def test_nothing_is_asked_of_cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("asked for a device"))
     limit_memory(RLConfig(), [])
+
+
+def test_a_trainer_touches_nothing_before_the_engine_serves(config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch):
+    """The whole of it: no policy is published while the engine starts, and the first one is once it serves."""
+    config = config_of(max_steps=1)
+    run_dir = RunDir(config.output_dir)
+    published: list[list[int]] = []
+
+    def starting(_: http.server.BaseHTTPRequestHandler) -> None:
+        published.append(WeightsStore(run_dir.weights).versions())
+        if len(published) == 3:
+            Control(run_dir.root).request_stop("interrupted", "seen enough")
+
+    with engine([503, 503, 200], starting) as (url, _):
+        monkeypatch.setenv(WAIT_FOR, url)
+        run_trainer(config)
+    assert published == [[], [], []]
+    assert WeightsStore(run_dir.weights).versions() == [0]
