@@ -15,7 +15,7 @@ from typing import Literal
 from turnwise.monitor.history import History
 
 AREAS = (
-    "actor", "critic", "engine", "env", "groups", "mismatch", "monitor", "num_turns", "perf", "prompt_length", "queue",
+    "actor", "canary", "critic", "engine", "env", "groups", "mismatch", "monitor", "num_turns", "perf", "prompt_length", "queue",
     "response_length", "reward", "rollouts", "staleness", "stop_reason", "throughput", "timing", "val-aux", "val-core",
 )  # fmt: skip
 ALIASES = {

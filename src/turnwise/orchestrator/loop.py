@@ -12,6 +12,7 @@ from turnwise.orchestrator.admission import Admission
 from turnwise.orchestrator.balance import Balance
 from turnwise.orchestrator.batches import BatchBuilder
 from turnwise.orchestrator.buffer import TaskBuffer
+from turnwise.orchestrator.canary import CanaryWatch
 from turnwise.orchestrator.chat import load_chat
 from turnwise.orchestrator.console import batch_line, pick_samples, render_rollout
 from turnwise.orchestrator.env_threads import EnvThreads
@@ -63,6 +64,7 @@ class Orchestrator:
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
         self.player = Player(chat, self.threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s)
         self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots)
+        self.canaries = CanaryWatch(self.policy, self.group)
         self.buffer = TaskBuffer(load_setups(settings.env, "train"), settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))
         self.admission = Admission(max_waiting_share=config.inference.max_waiting_share, most=settings.inflight_limit)
@@ -155,9 +157,10 @@ class Orchestrator:
             newest = self.store.poll(version + 1) is None
             if newest or self.evaluations.due(version):
                 await self.policy.swap(ready)
+                self.canaries.ask(ready)
                 self._admit()  # at once: the engines may stand idle
-            waits = {**self.pulse.take(), **self.balance.take()}
-            self._heed(self.recorder.trained(ready, {"timing/swap_s": self.policy.swap_s, **waits}))
+            measured = {**self.pulse.take(), **self.balance.take(), **self.canaries.take()}
+            self._heed(self.recorder.trained(ready, {"timing/swap_s": self.policy.swap_s, **measured}))
             self._evaluate_if_due(version)
 
     async def _await_version(self, version: int) -> WeightsReady | None:
@@ -280,7 +283,7 @@ class Orchestrator:
             "filled": self.builder.rollouts,
             "batch_size": self.config.orchestrator.batch_size,
             "inflight": self.scheduler.inflight,
-            "held_by": self.scheduler.waits.state,
+            "held_by": self.scheduler.waits.state if self.scheduler.waits.weight else None,
             "engines_waiting": sum(load.waiting for load in self.engines.loads if load is not None),
             "version": version,
             "lag": max(0, self.builder.step - 1 - version),

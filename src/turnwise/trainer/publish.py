@@ -1,5 +1,6 @@
 """Publication of policy versions: an adapter in PEFT form, or a Hugging Face folder, with the digest that engines prove."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -8,7 +9,7 @@ from torch import Tensor
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora import peft_name, save_adapter
 from turnwise.trainer.step import Learner
-from turnwise.transport import WeightsReady, WeightsStore, served_adapter, tensor_digest
+from turnwise.transport import Canary, WeightsReady, WeightsStore, served_adapter, tensor_digest
 
 
 def full_tensors(learner: Learner) -> dict[str, Tensor]:
@@ -58,7 +59,15 @@ def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:
         raise PublishError(f"this model is saved under other tensor names than it has in memory ({example}); train it with LoRA")
 
 
-def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[str, float], *, keep: int) -> None:
+def publish(
+    learner: Learner,
+    store: WeightsStore,
+    version: int,
+    metrics: dict[str, float],
+    *,
+    keep: int,
+    canaries: Sequence[Canary] = (),
+) -> None:
     """Announce the current policy as `version`, and remove versions that no engine needs any more; a collective.
 
     Args:
@@ -67,6 +76,7 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
         version: optimiser steps taken.
         metrics: of the step that made it.
         keep: versions up to the served one that stay.
+        canaries: of the step that made it.
 
     Raises:
         PublishError: the file system refused, or the model cannot be published; no part of the version is visible.
@@ -80,6 +90,7 @@ def publish(learner: Learner, store: WeightsStore, version: int, metrics: dict[s
             path=str(store.path(version)),
             digest=digest,
             metrics=metrics,
+            canaries=list(canaries),
         )
         try:
             store.publish(ready, lambda folder: write_policy(folder, learner, tensors))

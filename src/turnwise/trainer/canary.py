@@ -1,0 +1,130 @@
+"""Canaries: a few sequences whose logprobs tell an engine that serves the new policy from one that serves another.
+
+They are taken from the batch that was just trained on, where the step changed the policy most, and measured by the policy's own
+forward pass before and after the step. What the orchestrator makes of them is in `turnwise.orchestrator.canary`.
+"""
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from turnwise.trainer import fsdp
+from turnwise.trainer.lora import adapters_off
+from turnwise.trainer.packing import pack
+from turnwise.trainer.step import Learner
+from turnwise.transport import NOT_SAMPLED, Batch, Canary, Sample
+
+MAX_TOKENS = 256  # of one canary: its logits (fp32, 150 MB at a vocabulary of 150,000) fit into what vLLM keeps for sampling
+MIN_TOKENS = 32
+SHARE = 0.02  # of a rank's part of the batch: three forward passes over so much cost as large a share of the step
+DIGITS = 6  # of a logprob in the announcement: far below the noise of float32
+
+Logprobs = list[list[float]]  # of each sequence's tokens but the first
+
+
+class Canaries:
+    """The canaries of one step: made before it, asked for after it. Both are collectives, and draw no random number."""
+
+    def __init__(self, learner: Learner, batch: Batch) -> None:
+        begun = time.perf_counter()
+        self.learner = learner
+        self.sequences = choose(batch.samples, count=learner.config.trainer.canaries, longest=_longest(learner, batch))
+        self.before = measure(learner, self.sequences)
+        self.seconds = time.perf_counter() - begun  # spent on them so far
+
+    def after(self) -> list[Canary]:
+        """The canaries of the policy as it is now. Those with a logprob that is not finite are left out: they show nothing."""
+        begun = time.perf_counter()
+        now = measure(self.learner, self.sequences)
+        base: Logprobs = [[] for _ in now]
+        if self.learner.lora is not None:
+            with adapters_off(self.learner.policy):
+                base = measure(self.learner, self.sequences)
+        canaries = [Canary(*values) for values in zip(self.sequences, now, self.before, base, strict=True)]
+        self.seconds += time.perf_counter() - begun
+        return [canary for canary in canaries if _finite(canary)]
+
+
+def choose(samples: Sequence[Sample], *, count: int, longest: int) -> list[list[int]]:
+    """At most `count` sequences of at most `longest` tokens, the same for the same samples: where the step pushes hardest.
+
+    A sequence begins where its sample does, or, behind a long prompt, half of its length before the first reply: to a language
+    model it is a text like any other. Samples compete by the sum of |advantage| over their sampled tokens inside; one of each
+    group is taken.
+    """
+    best: dict[int, tuple[float, list[int]]] = {}
+    for sample in samples:
+        if count < 1 or not any(sample.loss_mask):
+            continue
+        first, length = sample.loss_mask.index(True), len(sample.token_ids)
+        begin = max(0, min(first - longest // 2, length - longest))
+        window = slice(begin, begin + longest)
+        push = sum(abs(advantage) for advantage in sample.advantages[window])
+        ids = sample.token_ids[window]
+        if len(ids) > 1 and (sample.group_id not in best or push > best[sample.group_id][0]):
+            best[sample.group_id] = (push, ids)
+    ranked = sorted(best.values(), key=lambda candidate: -candidate[0])  # stable: equals stay in the order of the batch
+    return list({tuple(ids[1:]): ids for _, ids in ranked[:count]}.values())
+
+
+def measure(learner: Learner, sequences: Sequence[Sequence[int]]) -> Logprobs:
+    """Logprobs (nats, temperature 1) of each sequence's tokens but the first, under the policy as it is; a collective.
+
+    Every rank computes all of them, and none keeps gathered parameters. Compiled layers run uncompiled: shapes like these would
+    have them compiled anew.
+    """
+    if not sequences:
+        return []
+    found: dict[tuple[int, ...], list[float]] = {}
+    (micro_batches,) = pack([_sample(ids) for ids in sequences], max_tokens=sum(map(len, sequences)), share_prompts=False)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _evaluating(learner):
+        for batch in micro_batches:
+            batch = batch.to(learner.device)
+            logprobs = learner.policy.stats(batch, temperature=1.0).logprobs
+            for segment in range(len(batch.rollout_tokens)):
+                inside = batch.segment_ids == segment
+                found[tuple(batch.targets[inside].tolist())] = logprobs[inside].double().tolist()
+    return [[round(value, DIGITS) for value in found[tuple(ids[1:])]] for ids in sequences]
+
+
+def _longest(learner: Learner, batch: Batch) -> int:
+    """Tokens of one canary, such that they take a small share of the step; an engine needs room for one token more."""
+    tokens = sum(len(sample.token_ids) for sample in batch.samples)
+    affordable = int(SHARE * tokens / fsdp.world_size() / max(1, learner.config.trainer.canaries))
+    return min(max(affordable, MIN_TOKENS), MAX_TOKENS, learner.config.seq_len - 1)
+
+
+@contextmanager
+def _evaluating(learner: Learner) -> Generator[None]:
+    """Without dropout, as engines are, and with parameters sharded again at the end."""
+    learner.policy.eval()
+    try:
+        yield
+    finally:
+        learner.policy.train()
+        if isinstance(learner.policy, FSDPModule):
+            learner.policy.reshard()
+
+
+def _sample(ids: Sequence[int]) -> Sample:
+    """A sequence as a sample in which every token but the first counts."""
+    others = len(ids) - 1
+    return Sample(
+        token_ids=list(ids),
+        loss_mask=[False] + [True] * others,
+        logprobs=[0.0] * len(ids),
+        advantages=[0.0] * len(ids),
+        policy_versions=[NOT_SAMPLED] + [0] * others,
+        rollout_tokens=others,
+        rollout_id="canary",
+        group_id=0,
+        task_id="canary",
+    )
+
+
+def _finite(canary: Canary) -> bool:
+    return all(math.isfinite(value) for values in (canary.logprobs, canary.before, canary.base) for value in values)
