@@ -17,12 +17,13 @@ from vllm.platforms import current_platform  # pyright: ignore[reportMissingImpo
 
 from turnwise.inference.vllm_adapters import activate, remember_requests, resident_adapter
 from turnwise.inference.vllm_base import resident_weights
+from turnwise.inference.vllm_broadcast import ReceivesWeights
 from turnwise.inference.vllm_layers import CannotRead, Group
 from turnwise.inference.vllm_load import repack_outputs_after_reload
 from turnwise.transport.digest import Digest
 
 
-class WorkerExtension:
+class WorkerExtension(ReceivesWeights):
     """Methods that `/collective_rpc` calls on every worker.
 
     vLLM adds this class to the bases of its own, so that `self` is a worker; no name may be that of an attribute of vLLM's.

@@ -1,7 +1,7 @@
 """Full weights from trainer to engines: buckets of tensors, by NCCL between GPUs and by gloo between CPUs."""
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,7 @@ class Receiver:
             store, rank, manifest.world_size, backend=manifest.backend, rendezvous=rendezvous, timeout_s=timeout_s
         )
 
-    def receive(self, manifest: Manifest) -> "Iterator[tuple[str, Tensor]]":
+    def receive(self, manifest: Manifest) -> "Generator[tuple[str, Tensor]]":
         """Names and tensors as they arrive; the next bucket is under way while those of one are used.
 
         A tensor is a view of its bucket, whose memory is not used again. Close the iterator where you do not read it to its end

@@ -173,10 +173,39 @@ async def test_full_weights_are_replaced_during_a_pause_and_the_digest_shows_it(
     assert after["results"] == [tensor_digest(load_file(other / "model.safetensors"))]
 
 
+async def test_broadcast_weights_are_received_while_nothing_runs(http: Running, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from support.tiny_model import build_tiny_model
+    from turnwise.transport import Manifest, Sender, plan_buckets, spec_of, tensor_digest
+
+    other = AutoModelForCausalLM.from_pretrained(build_tiny_model(tmp_path / "other", seed=9))
+    tensors = {name: parameter.detach() for name, parameter in other.named_parameters()}
+    manifest = Manifest(1, "gloo", 2, plan_buckets([spec_of(*pair) for pair in tensors.items()], limit_bytes=2**16))
+    manifest.write(tmp_path)
+    source = Sender(backend="gloo", workers=1, timeout_s=20)
+    receive = {"method": "receive_weights", "args": [source.rendezvous, str(tmp_path), 1]}
+    asking = asyncio.create_task(complete(http, max_tokens=150))
+    while http.engine.running == 0:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    status, answer = await http.post("/collective_rpc", receive)
+    assert (status, "requests are running" in answer["error"]["message"]) == (400, True)
+    await http.post("/pause?mode=abort")
+    await asking
+    sending = asyncio.create_task(asyncio.to_thread(source.send, manifest, tensors.items()))
+    assert await http.post("/collective_rpc", receive) == (200, {"results": [None]})
+    await sending
+    await http.post("/resume")
+    _, after = await http.post("/collective_rpc", {"method": "weights_digest"})
+    assert after["results"] == [tensor_digest(tensors)]
+    source.close()
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"method": "launch"}, "weights_digest, reload_weights"),
+        ({"method": "launch"}, "weights_digest, reload_weights, receive_weights"),
+        ({"method": "receive_weights", "args": ["127.0.0.1:1", "/no/such/folder", 1]}, "/no/such/folder/manifest.json"),
         ({"method": "weights_digest", "args": ["v9"]}, "cannot be found"),
         ({"method": "reload_weights", "kwargs": {"weights_path": "/no/such/folder"}}, "is not a folder"),
         ({"method": "reload_weights"}, "weights_path"),

@@ -1,5 +1,6 @@
 """What the batcher asks of a model: rows of sequences that advance together, and adapters by name."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +49,10 @@ class Decoder(Protocol):
 
     def reload(self, folder: Path) -> None:
         """Replace the base weights; nothing may be running. Raises ValueError or OSError with the state as before."""
+        ...
+
+    def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
+        """`reload` from tensors under their checkpoint names, which are copied."""
         ...
 
     def reset_prefix_cache(self) -> None: ...

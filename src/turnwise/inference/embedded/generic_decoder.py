@@ -3,7 +3,7 @@
 Slower than the lean path, which serves the Llama-like families; it is what everything else falls back to.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from turnwise.inference.embedded.loading import load_model
+from turnwise.inference.embedded.loading import load_model, model_with
 from turnwise.inference.embedded.lora import AdapterError, read_config, read_tensors
 from turnwise.inference.embedded.sequence import Sequence
 from turnwise.transport import tensor_digest
@@ -84,12 +84,20 @@ class GenericDecoder:
         return tensor_digest({key: value for key, value in self._base.state_dict().items() if key not in tied})
 
     def reload(self, folder: Path) -> None:
-        if self._tensors:
-            raise ValueError("full weights cannot be reloaded while adapters are loaded; unload them first.")
+        self._check_bare()
         if not folder.is_dir():
             raise OSError(f"weights_path = {folder} is not a folder.")
         self._base = load_model(folder, self._base.dtype)
         self._peft = None
+
+    def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
+        self._check_bare()
+        self._base = model_with(dict(pairs), type(self._base), self._base.config, self._base.dtype)
+        self._peft = None
+
+    def _check_bare(self) -> None:
+        if self._tensors:
+            raise ValueError("full weights cannot be reloaded while adapters are loaded; unload them first.")
 
     def reset_prefix_cache(self) -> None:
         """There is none."""

@@ -60,6 +60,8 @@ class LeanModel:
 
     def __init__(self, model: Any, max_length: int) -> None:
         config = model.config
+        self.source: Any = type(model)
+        self.config: Any = config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads

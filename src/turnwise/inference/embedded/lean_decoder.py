@@ -1,5 +1,6 @@
 """Continuous batching over the lean forward pass: ragged prompts and single tokens side by side in one step."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from turnwise.inference.embedded.attention import AloneAttention, MixedAttention
 from turnwise.inference.embedded.invariance import invariant_row_counts
 from turnwise.inference.embedded.kv import KVRows, Prefix, PrefixCache
 from turnwise.inference.embedded.lean import LeanModel
-from turnwise.inference.embedded.loading import load_lean
+from turnwise.inference.embedded.loading import lean_with, load_lean
 from turnwise.inference.embedded.sequence import Sequence
 from turnwise.transport import tensor_digest
 
@@ -89,7 +90,13 @@ class LeanDecoder:
         return tensor_digest(dict(self.model.tensors())) if name is None else self._adapters.digest(name)
 
     def reload(self, folder: Path) -> None:
-        self.model = load_lean(folder, self.model)
+        self._use(load_lean(folder, self.model))
+
+    def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
+        self._use(lean_with(dict(pairs), self.model))
+
+    def _use(self, model: LeanModel) -> None:
+        self.model = model
         self._kv = self._new_kv()
         self.prefixes.clear()
         self._adapters.rebase(self.model)

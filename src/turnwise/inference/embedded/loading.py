@@ -1,11 +1,14 @@
 """Models from Hugging Face folders, for the lean path or the generic one."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from turnwise.config import RLConfig
 from turnwise.inference.embedded.lean import LeanModel, why_not_lean
@@ -34,11 +37,46 @@ def load_lean(folder: Path, like: LeanModel) -> LeanModel:
     if not folder.is_dir():
         raise OSError(f"weights_path = {folder} is not a folder.")
     model = LeanModel(load_model(folder, like.dtype), like.max_length)
+    _check_shapes(folder, model, like)
+    return model
+
+
+def lean_with(tensors: Mapping[str, Tensor], like: LeanModel) -> LeanModel:
+    """A model like `like` with other weights, under the names of the checkpoint.
+
+    Raises:
+        ValueError: as `model_with`.
+    """
+    return LeanModel(model_with(tensors, like.source, like.config, like.dtype), like.max_length)
+
+
+def model_with(tensors: Mapping[str, Tensor], kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A transformers model of the class `kind` with these weights, copied.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or of another shape.
+    """
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)  # it prints a table of what we raise
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, dtype=dtype)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors do not fit {kind.__name__}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    if wrong:
+        raise ValueError(f"the tensors do not fit {kind.__name__}: {wrong}")
+    return model.eval().requires_grad_(False)
+
+
+def _check_shapes(folder: Path, model: LeanModel, like: LeanModel) -> None:
     same = (len(model.layers), model.vocabulary, model.heads, model.kv_heads, model.head_dim, model.embedding.shape[1])
     wanted = (len(like.layers), like.vocabulary, like.heads, like.kv_heads, like.head_dim, like.embedding.shape[1])
     if same != wanted:
         raise ValueError(f"{folder}: layers, vocabulary, heads, kv heads, head size, hidden size = {same}, expected {wanted}.")
-    return model
 
 
 def max_length(config: RLConfig, model_config: Any) -> int:

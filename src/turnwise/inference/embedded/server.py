@@ -26,6 +26,8 @@ from turnwise.inference.embedded.protocol import (
     not_found,
 )
 from turnwise.inference.embedded.sequence import Sequence
+from turnwise.inference.inbox import WeightsInbox
+from turnwise.transport import BroadcastError
 
 MAX_BODY = 64 * 2**20
 T = TypeVar("T", bound=msgspec.Struct)
@@ -47,6 +49,7 @@ class Server:
         self.vocabulary = vocabulary
         self._retiring: set[str] = set()  # adapters that take no new requests
         self._numbers = itertools.count()
+        self._inbox = WeightsInbox()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors])
@@ -212,12 +215,16 @@ class Server:
 
     async def _rpc(self, request: web.Request) -> web.Response:
         body = _decode(await request.read(), RpcBody)
-        calls: dict[str, Callable[..., object]] = {"weights_digest": self._digest, "reload_weights": self._reload}
+        calls: dict[str, Callable[..., object]] = {
+            "weights_digest": self._digest,
+            "reload_weights": self._reload,
+            "receive_weights": self._receive,
+        }
         if body.method not in calls:
             raise bad_request(f"method must be one of {', '.join(calls)}, got {body.method}.")
         try:
             result = await _finish(self.engine.call(lambda: calls[body.method](*body.args, **body.kwargs)))
-        except (TypeError, ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError, BroadcastError) as error:
             raise bad_request(f"{body.method}: {error}") from error
         return web.json_response({"results": [result]})
 
@@ -227,9 +234,16 @@ class Server:
         return self.engine.decoder.digest(name)
 
     def _reload(self, weights_path: str) -> None:
+        self._check_idle()
+        self.engine.decoder.reload(Path(weights_path))
+
+    def _receive(self, rendezvous: str, folder: str, first_rank: int) -> None:
+        self._check_idle()
+        self._inbox.take(rendezvous, folder, first_rank, self.engine.decoder.replace)
+
+    def _check_idle(self) -> None:
         if self.engine.decoder.rows:
             raise ValueError("requests are running; POST /pause?mode=abort first.")
-        self.engine.decoder.reload(Path(weights_path))
 
 
 def _choice(body: CompletionBody, sequence: Sequence, prompt_logprobs: list[float] | None) -> ServedChoice:
