@@ -56,24 +56,31 @@ class _LoraUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = product(rows, a.to(x.dtype))
-        y = product(rows, weight)
-        y.addmm_(low, b.to(x.dtype).T, alpha=scale)
+        low = product(rows, a.to(x.dtype)).mul_(scale)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return _sum_of_products(rows, weight, low, b.to(x.dtype)).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_low = product(grad, b.to(grad.dtype).T).mul_(ctx.scale)
-        grad_b = (grad.T @ low).to(b.dtype).mul_(ctx.scale)
+        grad_b = (grad.T @ low).to(b.dtype)
         grad_a = (grad_low.T @ rows).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = product(grad, weight.T).addmm_(grad_low, a.to(grad.dtype)).view(ctx.shape)
+            grad_x = _sum_of_products(grad, weight.T, grad_low, a.to(grad.dtype).T).view(ctx.shape)
         return grad_x, None, grad_a, grad_b, None
+
+
+def _sum_of_products(
+    wide: Float[Tensor, "rows in"], weight: Float[Tensor, "out in"], low: Float[Tensor, "rows rank"], b: Float[Tensor, "out rank"]
+) -> Float[Tensor, "rows out"]:
+    """wide W^T + low B^T. On a GPU the small product goes first: the large one adds onto it as it writes, with no pass of its own."""
+    if wide.is_cuda:
+        return (low @ b.T).addmm_(wide, weight.T)
+    return product(wide, weight).addmm_(low, b.T)
 
 
 def add_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
