@@ -1,13 +1,14 @@
 """A trainer without a model: publishes real adapter folders and answers each batch with the next version."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from turnwise.transport import Batch, BatchLog, RunDir, WeightsReady, WeightsStore, tensor_digest
+from turnwise.transport import Batch, BatchLog, Canary, RunDir, WeightsReady, WeightsStore, tensor_digest
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
@@ -16,7 +17,7 @@ def adapter(version: int) -> dict[str, torch.Tensor]:
     return {NAME: torch.full((2, 4), float(version))}
 
 
-def publish(store: WeightsStore, version: int, metrics: dict[str, float] | None = None) -> None:
+def publish(store: WeightsStore, version: int, metrics: dict[str, float] | None = None, canaries: Sequence[Canary] = ()) -> None:
     """Announce an adapter whose values are its version."""
     tensors = adapter(version)
 
@@ -24,7 +25,8 @@ def publish(store: WeightsStore, version: int, metrics: dict[str, float] | None 
         save_file(tensors, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text("{}")
 
-    ready = WeightsReady(version, "lora", str(store.path(version)), tensor_digest(tensors), metrics or {})
+    digest = tensor_digest(tensors)
+    ready = WeightsReady(version, "lora", str(store.path(version)), digest, metrics or {}, canaries=list(canaries))
     store.publish(ready, fill)
 
 
@@ -37,6 +39,7 @@ class FakeTrainer:
     step_s: float = 0.0
     first: int = 0
     stop_after: int | None = None  # dies silently after this version
+    canaries: Callable[[int], Sequence[Canary]] = lambda version: ()
     batches: list[Batch] = field(default_factory=list)
     ahead: list[bool] = field(default_factory=list)  # was the next batch there when a step was done?
 
@@ -50,7 +53,7 @@ class FakeTrainer:
             self.batches.append(log.read(step))
             await asyncio.sleep(self.step_s)
             self.ahead.append(log.path(step + 1).exists())
-            publish(store, step, {"actor/loss": 0.5 / step, "timing/train_s": self.step_s})
+            publish(store, step, {"actor/loss": 0.5 / step, "timing/train_s": self.step_s}, self.canaries(step))
 
 
 async def _appeared(path: Path) -> None:

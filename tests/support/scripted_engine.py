@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 Script = Callable[[dict[str, Any]], Sequence[int]] | Sequence[Sequence[int]]
+PromptLogprobs = Callable[[dict[str, Any]], Sequence[float]]  # of a request's prompt, all tokens but the first
 
 
 @dataclass
@@ -34,6 +35,7 @@ class ScriptedEngine:
     script: Script | None = None
     vocab: int = 256
     logprob: float = -1.0
+    prompt_logprobs: PromptLogprobs | None = None  # instead of `logprob`
     latency_s: float = 0.0
     arrival_s: float = 0.0  # a completion request is on its way for so long
     answer_s: float = 0.0  # and so is its answer
@@ -192,7 +194,9 @@ class ScriptedEngine:
             "logprobs": {"token_logprobs": [self.logprob] * len(ids), "tokens": [f"token_id:{i}" for i in ids]},
         }
         if body.get("prompt_logprobs") is not None:
-            choice["prompt_logprobs"] = [None, *({str(i): {"logprob": self.logprob, "rank": 1}} for i in body["prompt"][1:])]
+            values = self.prompt_logprobs(body) if self.prompt_logprobs else [self.logprob] * (len(body["prompt"]) - 1)
+            told = zip(body["prompt"][1:], values, strict=True)
+            choice["prompt_logprobs"] = [None, *({str(i): {"logprob": value, "rank": 1}} for i, value in told)]
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
         return {"id": "cmpl-0", "object": "text_completion", "model": body["model"], "choices": [choice], "usage": usage}
 
