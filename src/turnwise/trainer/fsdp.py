@@ -158,6 +158,17 @@ def shard(policy: nn.Module, layers: nn.ModuleList, *, device: torch.device, com
             module.set_force_sum_reduction_for_comms(True)
 
 
+def arrangement(policy: nn.Module) -> str:
+    """Who holds what of a policy, in words."""
+    processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
+    if world_size() == 1:
+        return processes
+    if not isinstance(policy, FSDPModule):
+        return f"{processes} with a copy each"
+    replicas = meshes().replicas
+    return f"{processes}, {f'{replicas} replicas each ' if replicas > 1 else ''}sharded over {world_size() // replicas}"
+
+
 def reduce_gradients(parameters: list[nn.Parameter]) -> None:
     """Sum gradients over ranks that hold whole copies (`trainer.model.shard = false`)."""
     for parameter in parameters:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import torch
 
 from turnwise.config import RLConfig
 from turnwise.trainer import fsdp
+from turnwise.trainer.canary import Canaries
 from turnwise.trainer.checkpoint import load_checkpoint, save_checkpoint
 from turnwise.trainer.checkpoint_index import prune_checkpoints
 from turnwise.trainer.publish import publish
+from turnwise.trainer.rehearsal import explained, rehearse, wanted
+from turnwise.trainer.sharing import limit_memory, wait_for_engines
 from turnwise.trainer.step import Learner, Metrics, signal_share
-from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, WeightsStore, wait_for
+from turnwise.transport import Batch, BatchLog, Canary, Control, Progress, RunDir, WeightsStore, wait_for
 
 HEARTBEAT_S = 20.0  # rank 0 tells the others this often that it still waits: a collective has a deadline, a rollout may be longer
 
@@ -32,12 +36,18 @@ def run_trainer(config: RLConfig, *, resume_step: int | None = None) -> None:
 
     Raises:
         CheckpointError: a checkpoint cannot be read or written.
-        ModelError, ValueError: the model, or a batch, cannot be used.
+        OutOfMemory: model, rehearsal or step does not fit into memory.
+        ModelError, ValueError: the model, a batch, or the trainer's part of a shared GPU cannot be used.
+        TimeoutError: an engine that shares a GPU with the trainer does not answer.
         PublishError: weights cannot be published.
     """
     torch.set_num_threads(config.trainer.threads or _fair_threads())
     torch.manual_seed(config.seed)
-    with fsdp.process_group(cuda=bool(config.gpus.trainer), timeout_s=config.trainer.timeout_s) as device:
+    control = Control(RunDir(config.output_dir).root)
+    wait_for_engines(timeout_s=config.inference.startup_timeout_s, stop=lambda: control.stop_request() is not None)
+    cuda, replicas = bool(config.gpus.trainer), config.trainer.model.replicas
+    with fsdp.process_group(cuda=cuda, timeout_s=config.trainer.timeout_s, replicas=replicas) as device:
+        limit_memory(config, config.gpus.trainer)
         Trainer(config, device).run(resume_step)
 
 
@@ -54,7 +64,8 @@ class Trainer:
         self.batches = BatchLog(self.run_dir.batches)
         self.store = WeightsStore(self.run_dir.weights)
         self.control = Control(self.run_dir.root)
-        self.learner = Learner(config, device)
+        with explained(config, device, "while the model was loaded"):
+            self.learner = Learner(config, device)
         self.step = 0
         self.progress = Progress()
         self.saved: int | None = None  # step of the newest checkpoint of this lineage
@@ -69,8 +80,10 @@ class Trainer:
             self.store.forget_after(self.step)
         self._publish({})
         trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
-        self._say(f"policy v{self.step} published; {trained:,} parameters train on {fsdp.world_size()} process(es)")
-        while self.config.max_steps is None or self.step < self.config.max_steps:
+        self._say(f"policy v{self.step} published; {trained:,} parameters train on {fsdp.arrangement(self.learner.policy)}")
+        if wanted(self.config) and not self._finished():
+            self._say(rehearse(self.learner))
+        while not self._finished():
             batch = self._next_batch()
             if batch is None:
                 break
@@ -80,6 +93,9 @@ class Trainer:
                 self._checkpoint()
         if self.saved != self.step:
             self._checkpoint()
+
+    def _finished(self) -> bool:
+        return self.config.max_steps is not None and self.step >= self.config.max_steps
 
     def _next_batch(self) -> Batch | None:
         """The batch of the next step, on every rank; None when the run is asked to stop.
@@ -115,8 +131,11 @@ class Trainer:
     def _train(self, batch: Batch) -> None:
         if signal_share(batch) == 0:
             self._say(f"warning: no sample of batch {batch.step} has an advantage; the policy stays as it is")
+        canaries = Canaries(self.learner, batch)
         begun = time.perf_counter()
-        metrics = self.learner.step(batch)
+        with explained(self.config, self.learner.device, f"in step {batch.step}"):
+            metrics = self.learner.step(batch)
+        metrics |= self.learner.meter.metrics()
         now = time.perf_counter()
         if metrics["actor/updates_skipped"] and signal_share(batch) > 0:
             self._say(f"warning: step {batch.step}: gradient norm {metrics['actor/grad_norm']}; the update was left out")
@@ -130,12 +149,14 @@ class Trainer:
         }
         self.step, self.progress = batch.step, batch.progress
         self.clock = _Clock(now)
-        self._publish(metrics)
+        measured = canaries.after()
+        self._publish(metrics | {"timing/canary_s": canaries.seconds}, measured)
         self._say(_line(self.step, self.config.max_steps, metrics))
 
-    def _publish(self, metrics: Metrics) -> None:
+    def _publish(self, metrics: Metrics, canaries: Sequence[Canary] = ()) -> None:
         begun = time.perf_counter()
-        publish(self.learner, self.store, self.step, metrics, keep=self.config.orchestrator.max_staleness + 2)
+        keep = self.config.orchestrator.max_staleness + 2
+        publish(self.learner, self.store, self.step, metrics, keep=keep, canaries=canaries)
         self.clock.publish_s = time.perf_counter() - begun
 
     def _checkpoint(self) -> None:

@@ -10,52 +10,15 @@ micro-batches have about the same number of tokens, and those that run at the sa
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from dataclasses import dataclass, field
 
 from turnwise.trainer.attention import NO_PARENT, Layout
 from turnwise.trainer.loss import StepTotals
+from turnwise.trainer.micro_batch import MicroBatch, Packer, Piece
 from turnwise.transport import Sample
 
 MIN_SHARED_PROMPT = 16  # tokens; below, one more attention call a layer costs more than the prompt
 MAX_REACH = 4  # budgets: what samples of a micro-batch have in tokens without sharing, since attention holds keys for each
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: packed inputs, and what the loss needs at the tokens that the policy sampled."""
-
-    input_ids: Int[Tensor, " tokens"]
-    position_ids: Int[Tensor, " tokens"]
-    layout: Layout
-    positions: Int[Tensor, " sampled"]  # packed index whose output predicts the sampled token
-    targets: Int[Tensor, " sampled"]
-    behaviour_logprobs: Float[Tensor, " sampled"]
-    advantages: Float[Tensor, " sampled"]
-    segment_ids: Int[Tensor, " sampled"]  # sample of each sampled token, counted from 0
-    rollout_tokens: Int[Tensor, " samples"]
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)})
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A sample cut to what its loss needs."""
-
-    sample: Sample
-    prompt: tuple[int, ...]  # inputs that may be shared: before the one that predicts the first sampled token
-    prompt_id: int  # the same for equal prompts
-    own: tuple[int, ...]  # the other inputs
-    sampled: tuple[int, ...]  # indices of the sampled tokens in the sample
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.own)
 
 
 @dataclass
@@ -63,21 +26,36 @@ class Bin:
     """What one micro-batch will hold."""
 
     share: bool
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     prompts: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
     reach: int = 0  # tokens without sharing
 
-    def cost(self, piece: _Piece) -> int:
+    def cost(self, piece: Piece) -> int:
         """Tokens that it would add."""
         return len(piece.own) + (0 if self._shares(piece, 1) else len(piece.prompt))
 
-    def add(self, piece: _Piece) -> None:
+    def add(self, piece: Piece) -> None:
         """Put it in."""
         self.tokens += self.cost(piece)
         self.reach += piece.length
         self.prompts[piece.prompt_id] += 1
         self.pieces.append(piece)
+
+    def gain(self, piece: Piece) -> int:
+        """Tokens that would go with it."""
+        return len(piece.own) + (0 if self._shares(piece, 2) else len(piece.prompt))
+
+    def remove(self, piece: Piece) -> None:
+        """Take it out."""
+        self.tokens -= self.gain(piece)
+        self.reach -= piece.length
+        self.prompts[piece.prompt_id] -= 1
+        self.pieces.remove(piece)
+
+    def has_room(self, piece: Piece, max_tokens: int) -> bool:
+        """Whether it may be added within the budget."""
+        return self.tokens + self.cost(piece) <= max_tokens and self.reach + piece.length <= MAX_REACH * max_tokens
 
     def fits(self, max_tokens: int) -> bool:
         """Whether it is within the budget, or cannot be divided."""
@@ -102,12 +80,12 @@ class Bin:
 
     def micro_batch(self) -> MicroBatch:
         """Its tensors, on the CPU."""
-        packer = _Packer()
+        packer = Packer()
         for piece in self.pieces:
             packer.add(piece, shared=self._shares(piece, 2))
         return packer.finish(self.layout())
 
-    def _shares(self, piece: _Piece, times: int) -> bool:
+    def _shares(self, piece: Piece, times: int) -> bool:
         return self.share and len(piece.prompt) >= MIN_SHARED_PROMPT and self.prompts[piece.prompt_id] >= times
 
 
@@ -135,15 +113,16 @@ def assign(
     """Divide samples into micro-batches of at most `max_tokens` inputs for each rank; a longer sample has one to itself.
 
     All ranks get the same number, as their collectives need; where there is nothing to do one holds a single token and no target.
-    Any two differ by at most the longest sample, in tokens. The result is a function of the arguments alone. Samples without a
-    sampled token are left out.
+    Those that run at the same time differ by at most the longest sample, in tokens, and so do the ranks in all. The result is a
+    function of the arguments alone. Samples without a sampled token are left out.
 
     Args:
         samples: of one step.
         max_tokens: budget of a micro-batch. Samples that share prompts may stand for up to `MAX_REACH` times as many tokens.
         ranks: processes to divide among.
         share_prompts: whether a prompt is computed once for all samples of a micro-batch that begin with it.
-        cost: what a micro-batch takes; those of like cost run at the same time. Its tokens, when None.
+        cost: what a micro-batch takes, which attention makes more than its tokens; those of like cost run at the same time. Its
+            tokens, when None.
 
     Raises:
         ValueError: a sample's first token is marked as sampled, so that nothing predicts it.
@@ -151,9 +130,13 @@ def assign(
     prompt_ids: dict[tuple[int, ...], int] = {}
     pieces = [_cut(sample, prompt_ids) for sample in samples if any(sample.loss_mask)]
     pieces.sort(key=lambda piece: (-piece.length, piece.prompt))  # stable
-    bins = _fill(pieces, max_tokens, ranks, share_prompts)
-    bins.sort(key=(lambda b: -b.tokens) if cost is None else (lambda b: -cost(b.layout())))
-    return [bins[rank::ranks] for rank in range(ranks)]
+    columns = _columns(pieces, max_tokens, ranks, share_prompts, cost)
+    of_ranks: list[list[Bin]] = [[] for _ in range(ranks)]
+    for column in columns:  # the largest to whom has least so far
+        by_load = sorted(of_ranks, key=lambda of_rank: sum(b.tokens for b in of_rank))
+        for of_rank, b in zip(by_load, sorted(column, key=lambda b: -b.tokens), strict=True):
+            of_rank.append(b)
+    return of_ranks
 
 
 def step_totals(samples: Sequence[Sample]) -> StepTotals:
@@ -166,89 +149,72 @@ def step_totals(samples: Sequence[Sample]) -> StepTotals:
     return StepTotals(sum(sum(sample.loss_mask) for sample in sampled), len({sample.rollout_id for sample in sampled}))
 
 
-def _cut(sample: Sample, prompt_ids: dict[tuple[int, ...], int]) -> _Piece:
+def _cut(sample: Sample, prompt_ids: dict[tuple[int, ...], int]) -> Piece:
     sampled = tuple(i for i, chosen in enumerate(sample.loss_mask) if chosen)
     if sampled[0] == 0:
         raise ValueError(f"rollout {sample.rollout_id}: its first token is marked as sampled, but nothing comes before it")
     first, end = sampled[0] - 1, sampled[-1]
     prompt = tuple(sample.token_ids[:first])
-    return _Piece(sample, prompt, prompt_ids.setdefault(prompt, len(prompt_ids)), tuple(sample.token_ids[first:end]), sampled)
+    return Piece(sample, prompt, prompt_ids.setdefault(prompt, len(prompt_ids)), tuple(sample.token_ids[first:end]), sampled)
 
 
-def _fill(pieces: Sequence[_Piece], max_tokens: int, ranks: int, share: bool) -> list[Bin]:
-    """Longest first, each where the load stays least; one more round of bins as long as one overflows."""
+def _columns(
+    pieces: Sequence[Piece], max_tokens: int, ranks: int, share: bool, cost: Callable[[Layout], float] | None
+) -> list[list[Bin]]:
+    """As few rounds of bins, one for each rank, as hold everything; of like cost and size in each round."""
     whole = Bin(share)
     for piece in pieces:
         whole.add(piece)
-    most = max(1, -(-len(pieces) // ranks))  # one piece a bin: an empty bin is always the least loaded
+    most = max(1, -(-len(pieces) // ranks))
     needed = max(-(-whole.tokens // max_tokens), -(-whole.reach // (MAX_REACH * max_tokens)))
-    rounds = min(most, max(1, -(-needed // ranks)))
-    while True:
-        bins = _least_loaded(pieces, rounds * ranks, share)
-        if rounds == most or all(b.fits(max_tokens) for b in bins):
-            return bins
-        rounds += 1
+    clusters = _clusters(pieces, max_tokens, share)
+    longest = max((piece.length for piece in pieces), default=0)
+    for rounds in range(max(1, -(-needed // ranks)), most):
+        bins = _place(clusters, rounds * ranks, share)
+        bins.sort(key=(lambda b: -b.tokens) if cost is None else (lambda b: -cost(b.layout())))
+        columns = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
+        for column in columns:
+            _level(column, longest)
+        if all(b.fits(max_tokens) for b in bins):
+            return columns
+    alone = [Bin(share) for _ in range(most * ranks)]
+    for b, piece in zip(alone, pieces, strict=False):
+        b.add(piece)
+    return [alone[start : start + ranks] for start in range(0, len(alone), ranks)]
 
 
-def _least_loaded(pieces: Sequence[_Piece], count: int, share: bool) -> list[Bin]:
-    """Each piece in the bin whose load is least with it: the least loaded of all, or one that has its prompt already."""
-    bins = [Bin(share) for _ in range(count)]
-    loads = [(0, index) for index in range(count)]  # a heap; entries with an old load are dropped when they come up
-    holders: dict[int, set[int]] = {}
+def _clusters(pieces: Sequence[Piece], max_tokens: int, share: bool) -> list[Bin]:
+    """Pieces with a prompt in common, together as far as they are within the budget; the largest first."""
+    of_prompt: dict[int, list[Bin]] = {}
     for piece in pieces:
-        while loads[0][0] != bins[loads[0][1]].tokens:
-            heapq.heappop(loads)
-        held = holders.setdefault(piece.prompt_id, set())
-        chosen = min({loads[0][1], *held}, key=lambda index, piece=piece: (bins[index].tokens + bins[index].cost(piece), index))
-        bins[chosen].add(piece)
-        held.add(chosen)
-        heapq.heappush(loads, (bins[chosen].tokens, chosen))
+        clusters = of_prompt.setdefault(piece.prompt_id, [])
+        if not clusters or not clusters[-1].has_room(piece, max_tokens):
+            clusters.append(Bin(share))
+        clusters[-1].add(piece)
+    return sorted((cluster for clusters in of_prompt.values() for cluster in clusters), key=lambda cluster: -cluster.tokens)
+
+
+def _place(clusters: Sequence[Bin], count: int, share: bool) -> list[Bin]:
+    """Each cluster where the load is least (longest processing time first)."""
+    bins = [Bin(share) for _ in range(count)]
+    loads = [(0, index) for index in range(count)]  # a heap
+    for cluster in clusters:
+        _, index = loads[0]
+        for piece in cluster.pieces:
+            bins[index].add(piece)
+        heapq.heapreplace(loads, (bins[index].tokens, index))
     return bins
 
 
-class _Packer:
-    """Lays pieces end to end, in the order of `Bin.layout`."""
+def _level(bins: Sequence[Bin], longest: int) -> None:
+    """Move samples from the fullest bin to the emptiest until they differ by `longest` tokens or less.
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.position_ids: list[int] = []
-        self.prompts: set[int] = set()  # shared ones that are there
-        self.positions: list[int] = []
-        self.targets: list[int] = []
-        self.behaviour: list[float] = []
-        self.advantages: list[float] = []
-        self.segment_ids: list[int] = []
-        self.rollout_tokens: list[int] = []
-
-    def add(self, piece: _Piece, *, shared: bool) -> None:
-        if not shared or piece.prompt_id not in self.prompts:
-            self._extend(piece.prompt, 0)
-            self.prompts.add(piece.prompt_id)
-        start = len(self.ids) - len(piece.prompt)  # where the sample would begin in front of its own inputs
-        self._extend(piece.own, len(piece.prompt))
-        sample = piece.sample
-        self.positions += [start + i - 1 for i in piece.sampled]
-        self.targets += [sample.token_ids[i] for i in piece.sampled]
-        self.behaviour += [sample.logprobs[i] for i in piece.sampled]
-        self.advantages += [sample.advantages[i] for i in piece.sampled]
-        self.segment_ids += [len(self.rollout_tokens)] * len(piece.sampled)
-        self.rollout_tokens.append(max(sample.rollout_tokens, len(piece.sampled)))
-
-    def _extend(self, ids: tuple[int, ...], first_position: int) -> None:
-        self.ids += ids
-        self.position_ids += range(first_position, first_position + len(ids))
-
-    def finish(self, layout: Layout) -> MicroBatch:
-        if not self.ids:
-            self._extend((0,), 0)
-        return MicroBatch(
-            torch.tensor(self.ids),
-            torch.tensor(self.position_ids),
-            layout,
-            torch.tensor(self.positions, dtype=torch.long),
-            torch.tensor(self.targets, dtype=torch.long),
-            torch.tensor(self.behaviour, dtype=torch.float32),
-            torch.tensor(self.advantages, dtype=torch.float32),
-            torch.tensor(self.segment_ids, dtype=torch.long),
-            torch.tensor(self.rollout_tokens, dtype=torch.long),
-        )
+    A sample that leaves its prompt behind costs that prompt again. Both bins end below where the fullest was, so this ends.
+    """
+    while True:
+        fullest, emptiest = max(bins, key=lambda b: b.tokens), min(bins, key=lambda b: b.tokens)
+        if fullest.tokens - emptiest.tokens <= longest:
+            return
+        piece = min(fullest.pieces, key=lambda piece: emptiest.cost(piece) - fullest.gain(piece))
+        fullest.remove(piece)
+        emptiest.add(piece)

@@ -16,7 +16,7 @@ from turnwise.config import LoraConfig, ModelConfig
 from turnwise.trainer.attention import Layout, segment_attention
 from turnwise.trainer.lora import LoraLinear, add_lora
 from turnwise.trainer.model import Policy, load_model
-from turnwise.trainer.packing import MIN_SHARED_PROMPT, MicroBatch, pack, step_totals
+from turnwise.trainer.packing import MAX_REACH, MIN_SHARED_PROMPT, MicroBatch, assign, pack, step_totals
 from turnwise.transport import Sample
 
 
@@ -86,12 +86,95 @@ def test_a_shared_prompt_is_there_once_and_tokens_after_the_last_reply_not_at_al
     assert shared.layout.parents == (-1, 0, 0, 0)
 
 
-def test_ranks_get_loads_that_differ_by_less_than_the_longest_sample() -> None:
-    rng = random.Random(1)
-    samples = [make_sample(rng, turns=rng.randint(1, 8), rollout=f"r{i}") for i in range(40)]
-    packed = pack(samples, max_tokens=200, ranks=4)
-    loads = [sum(len(b.input_ids) for b in of_rank) for of_rank in packed]
-    assert max(loads) - min(loads) <= max(len(s.token_ids) for s in samples)
+@st.composite
+def steps(draw: st.DrawFn) -> list[Sample]:
+    """Groups with prompts of their own, of very different lengths; some without a sampled token."""
+    samples: list[Sample] = []
+    for group in range(draw(st.integers(1, 6))):
+        prompt = [group] * draw(st.integers(1, 80))
+        for index, own in enumerate(draw(st.lists(st.integers(0, 120), min_size=1, max_size=8))):
+            mask = [False] * len(prompt) + [True] * own
+            numbers = [float(chosen) for chosen in mask]
+            ids = prompt + [100 + (index + i) % 100 for i in range(own)]
+            name = f"g{group}-{index}"
+            samples.append(Sample(ids, mask, numbers, numbers, [chosen - 1 for chosen in mask], own, name, group, "t"))
+    return samples
+
+
+def length(sample: Sample) -> int:
+    """Inputs that its loss needs: all before its last sampled token."""
+    return max((i for i, on in enumerate(sample.loss_mask) if on), default=0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(samples=steps(), ranks=st.integers(1, 5), budget=st.integers(20, 400), share=st.booleans(), quadratic=st.booleans())
+def test_every_sample_is_in_one_bin_and_ranks_have_like_loads_at_any_time_and_in_all(
+    samples: list[Sample], ranks: int, budget: int, share: bool, quadratic: bool
+) -> None:
+    def square(layout: Layout) -> float:
+        return float(sum(own**2 for own in layout.lengths))
+
+    of_ranks = assign(samples, max_tokens=budget, ranks=ranks, share_prompts=share, cost=square if quadratic else None)
+    bins = [b for of_rank in of_ranks for b in of_rank]
+    expected = Counter(sample.rollout_id for sample in samples if any(sample.loss_mask))
+    assert Counter(piece.sample.rollout_id for b in bins for piece in b.pieces) == expected
+    assert {len(of_rank) for of_rank in of_ranks} == {len(bins) // ranks}
+    longest = max((length(sample) for sample in samples), default=0)
+    for b in bins:
+        reach = sum(length(piece.sample) for piece in b.pieces)
+        assert len(b.pieces) <= 1 or (b.tokens <= budget and reach <= MAX_REACH * budget)
+        assert sum(b.layout().lengths) == max(1, b.tokens) == len(b.micro_batch().input_ids)
+    for at_the_same_time in zip(*of_ranks, strict=True):
+        tokens = [b.tokens for b in at_the_same_time]
+        assert max(tokens) - min(tokens) <= longest
+    totals = [sum(b.tokens for b in of_rank) for of_rank in of_ranks]
+    assert max(totals) - min(totals) <= longest
+
+
+def test_micro_batches_of_like_cost_run_at_the_same_time() -> None:
+    """Two long segments and eight short ones, in micro-batches of as many tokens: attention makes the long ones dearer."""
+
+    def sample(name: str, own: int) -> Sample:
+        return Sample(
+            [1] + [2] * own, [False] + [True] * own, [0.0] * (own + 1), [0.0] * (own + 1), [-1] + [0] * own, own, name, 0, "t"
+        )
+
+    samples = [sample("long 0", 100), *(sample(f"short {i}", 25) for i in range(8)), sample("long 1", 100)]
+    of_ranks = assign(samples, max_tokens=100, ranks=2, cost=lambda layout: float(sum(own**2 for own in layout.lengths)))
+    assert [{len(b.pieces) for b in column} for column in zip(*of_ranks, strict=True)] == [{1}, {4}]
+    of_ranks = assign(samples, max_tokens=100, ranks=2, cost=lambda layout: -float(sum(own**2 for own in layout.lengths)))
+    assert [{len(b.pieces) for b in column} for column in zip(*of_ranks, strict=True)] == [{4}, {1}]
+
+
+@pytest.mark.parametrize(("ranks", "waste"), [(1, 0.0), (4, 0.02), (8, 0.1)])
+def test_groups_stay_together_as_far_as_balance_allows(ranks: int, waste: float) -> None:
+    """64 groups of 8 replies of 50 to 350 tokens behind prompts of 75 to 225: apart they would be 1.6 times as many tokens."""
+    rng = random.Random(0)
+    samples: list[Sample] = []
+    for group in range(64):
+        prompt = [group] * rng.randint(75, 225)
+        samples += [
+            make_sample(rng, prompt=prompt, turns=rng.randint(10, 70), rollout=f"{group}-{i}", group=group) for i in range(8)
+        ]
+    of_ranks = assign(samples, max_tokens=16_384, ranks=ranks)
+    ((whole,),) = assign(samples, max_tokens=10**7)
+    assert sum(b.tokens for of_rank in of_ranks for b in of_rank) <= (1 + waste) * whole.tokens
+    assert sum(length(sample) for sample in samples) > 1.3 * whole.tokens
+
+
+def test_children_of_a_shared_prompt_are_divided_when_they_would_need_too_many_keys() -> None:
+    """60 replies of 5 tokens behind one prompt of 100 are 400 tokens to compute, but 6,300 keys."""
+    samples = [
+        Sample(
+            [7] * 101 + [i] * 5, [False] * 101 + [True] * 5, [0.0] * 106, [0.0] * 106, [-1] * 101 + [0] * 5, 5, f"r{i}", 0, "t"
+        )
+        for i in range(60)
+    ]
+    (bins,) = assign(samples, max_tokens=500)
+    assert len(bins) >= 60 * 105 / (MAX_REACH * 500)
+    assert all(sum(length(piece.sample) for piece in b.pieces) <= MAX_REACH * 500 for b in bins)
+    (bins,) = assign(samples, max_tokens=2000)
+    assert [b.tokens for b in bins] == [100 + 60 * 5]
 
 
 def test_a_rank_without_work_gets_one_token_and_no_target() -> None:

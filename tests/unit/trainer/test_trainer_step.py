@@ -6,10 +6,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from support.batches import ConfigOf, make_batch
 from turnwise.config import RLConfig
+from turnwise.trainer.logprobs import TokenStats
+from turnwise.trainer.loss import policy_loss
+from turnwise.trainer.model import Policy
+from turnwise.trainer.optim import clip_gradients, gradient_norm
+from turnwise.trainer.packing import MicroBatch, pack, step_totals
 from turnwise.trainer.step import Learner, signal_share
 from turnwise.transport import Batch, Progress
 
@@ -70,8 +75,6 @@ def test_metrics_of_the_first_step_are_those_of_the_formulas(config_of: ConfigOf
     learner = Learner(config_of(), device)
     batch = make_batch(1)
     with torch.no_grad():
-        from turnwise.trainer.packing import pack
-
         (whole,) = pack(batch.samples, max_tokens=10_000)[0]
         stats = learner.policy.stats(whole, temperature=batch.temperature)
     gap = stats.logprobs - whole.behaviour_logprobs
@@ -152,6 +155,122 @@ def test_full_fine_tuning_of_a_bfloat16_model_keeps_float32_master_weights(confi
     metrics = learner.step(make_batch(1))
     # one bfloat16 step at a weight of 0.02 is 6e-5: updates of 1e-5 exist in float32 only
     assert 0 < metrics["actor/update_norm"] < 1e-5 * math.sqrt(sum(p.numel() for p in learner.parameters.values())) * 1.01
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo", "gspo", "cispo"])
+@pytest.mark.parametrize("sampling", ["truncate", "mask"])
+def test_importance_sampling_needs_no_second_forward_pass(
+    config_of: ConfigOf, device: torch.device, kind: str, sampling: str
+) -> None:
+    """Against proximal logprobs from a pass of their own, as they are defined."""
+    loss = {"kind": kind, "importance_sampling": sampling, "importance_cap": 1.05, "clip_high": 2.0 if kind == "cispo" else 0.2}
+    config = config_of({"loss": loss, "micro_batch_tokens": 10_000})
+    batch = make_batch(1)
+    learner, other = Learner(config, device), Learner(config, device)
+    metrics = learner.step(batch)
+    (whole,) = pack(batch.samples, max_tokens=10_000)[0]
+    with torch.no_grad():
+        proximal = other.policy.stats(whole, temperature=batch.temperature).logprobs
+    stats = other.policy.stats(whole, temperature=batch.temperature)
+    output = policy_loss(
+        stats.logprobs,
+        whole.behaviour_logprobs,
+        whole.advantages,
+        torch.ones_like(whole.targets, dtype=torch.bool),
+        config=config.trainer.loss.model_copy(update={"max_completion_tokens": batch.max_completion_tokens}),
+        proximal_logprobs=proximal,
+        segment_ids=whole.segment_ids,
+        totals=step_totals(batch.samples),
+        rollout_tokens=whole.rollout_tokens,
+    )
+    output.loss.backward()
+    norm = gradient_norm(other.parameters.values())
+    clip_gradients(other.parameters.values(), norm, config.trainer.optim.max_grad_norm)
+    other.optimizer.step()
+    assert metrics["actor/grad_norm"] == norm > 0
+    assert all(torch.equal(p, other.parameters[name]) for name, p in learner.parameters.items())
+    weight = (proximal - whole.behaviour_logprobs).exp()
+    cut = weight > 1.05
+    kept = weight.clamp_max(1.05) if sampling == "truncate" else torch.where(cut, 0, weight)
+    assert metrics["mismatch/importance_weight/mean"] == pytest.approx(float(kept.mean()), rel=1e-5)
+    assert metrics["mismatch/importance_cut/share"] == pytest.approx(float(cut.float().mean()), rel=1e-5)
+    assert 0 < metrics["mismatch/importance_cut/share"] < 1
+    assert metrics["actor/clip_fraction"] == 0  # ratios are exactly 1
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_every_micro_batch_goes_through_the_policy_once_an_update(
+    config_of: ConfigOf, device: torch.device, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    learner = Learner(
+        config_of(
+            {"loss": {"importance_sampling": "truncate"}, "updates_per_batch": updates, "micro_batch_tokens": 60},
+        ),
+        device,
+    )
+    calls: list[bool] = []
+    stats = Policy.stats
+
+    def counted(policy: Policy, batch: MicroBatch, **options: Any) -> TokenStats:
+        calls.append(torch.is_grad_enabled())
+        return stats(policy, batch, **options)
+
+    monkeypatch.setattr(Policy, "stats", counted)
+    learner.step(make_batch(1))
+    micro_batches = len(pack(make_batch(1).samples, max_tokens=60, cost=learner.meter.cost)[0])
+    assert micro_batches > 1
+    assert calls == [True] * (micro_batches * updates)
+
+
+def test_the_mismatch_of_the_worst_sample_stands_out(config_of: ConfigOf, device: torch.device) -> None:
+    """As when one replica of the engine serves another policy: the mean hardly moves, the largest sample's does."""
+    batch = make_batch(1, groups=4, group_size=4)
+    learner = Learner(config_of({"micro_batch_tokens": 60}), device)
+    (whole,) = pack(batch.samples, max_tokens=10_000)[0]
+    with torch.no_grad():
+        logprobs = learner.policy.stats(whole, temperature=batch.temperature).logprobs
+    difference = (logprobs - whole.behaviour_logprobs).double()
+    kl = difference.exp() - difference - 1
+    means = [float(kl[whole.segment_ids == i].mean()) for i in range(len(batch.samples))]
+    assert learner.step(batch)["mismatch/sequence_kl/max"] == pytest.approx(max(means), rel=1e-4)
+    broken = batch.samples[5]
+    shifted = [logprob - 1.5 if on else logprob for logprob, on in zip(broken.logprobs, broken.loss_mask, strict=True)]
+    samples = [*batch.samples]
+    samples[5] = msgspec.structs.replace(broken, logprobs=shifted)
+    metrics = Learner(config_of({"micro_batch_tokens": 60}), device).step(msgspec.structs.replace(batch, samples=samples))
+    assert metrics["mismatch/sequence_kl/max"] > 10 * max(means)
+    assert metrics["mismatch/kl/mean"] < metrics["mismatch/sequence_kl/max"] / 5
+
+
+def test_full_fine_tuning_of_a_bfloat16_model_computes_in_bfloat16(config_of: ConfigOf, device: torch.device) -> None:
+    """On one process too: every product of the forward pass, while parameters, gradients and moments are float32."""
+    learner = Learner(config_of({"model": {"lora": None}}, model={"name": config_of().model.name, "dtype": "bfloat16"}), device)
+    seen: set[tuple[torch.dtype, torch.dtype, torch.dtype]] = set()
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        seen.add((module.weight.dtype, inputs[0].dtype, output.dtype))
+
+    linears = [module for module in learner.policy.model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    for module in linears:
+        module.register_forward_hook(watch)
+    learner.passes(make_batch(1)).backward(first=True)
+    assert seen == {(torch.bfloat16,) * 3}
+    for parameter in learner.parameters.values():
+        assert parameter.grad is not None
+        types = {parameter.dtype, parameter.grad.dtype, *(moment.dtype for moment in learner.optimizer.state[parameter].values())}
+        assert types == {torch.float32}
+
+
+def test_bfloat16_and_float32_agree_on_loss_and_gradient(config_of: ConfigOf, device: torch.device) -> None:
+    half, whole = (
+        Learner(config_of({"model": {"lora": None}}, model={"name": config_of().model.name, "dtype": dtype}), device).step(
+            make_batch(1)
+        )
+        for dtype in ("bfloat16", "float32")
+    )
+    for name in ("actor/loss", "actor/grad_norm", "actor/entropy", "mismatch/logprob_abs/mean"):
+        assert half[name] == pytest.approx(whole[name], rel=0.03, abs=0.01)
 
 
 def test_dr_grpo_takes_the_token_limit_of_the_rollouts(config_of: ConfigOf, device: torch.device) -> None:
