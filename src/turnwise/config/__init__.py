@@ -2,7 +2,7 @@
 
 from turnwise.config.base import Config
 from turnwise.config.files import ConfigError, load_config
-from turnwise.config.inference import EmbeddedConfig, InferenceConfig
+from turnwise.config.inference import EmbeddedConfig, InferenceConfig, NoiseConfig
 from turnwise.config.model import GpusConfig, ModelConfig
 from turnwise.config.orchestrator import (
     AdvantageConfig,
@@ -11,12 +11,13 @@ from turnwise.config.orchestrator import (
     EvalConfig,
     FilterConfig,
     OrchestratorConfig,
+    OverlongConfig,
     RewardConfig,
     SamplingConfig,
 )
 from turnwise.config.root import RLConfig
 from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
-from turnwise.config.trainer import LoraConfig, LossConfig, OptimConfig, TrainerConfig, TrainerModelConfig
+from turnwise.config.trainer import LoraConfig, LossConfig, OptimConfig, QuantConfig, TrainerConfig, TrainerModelConfig
 
 __all__ = [
     "AdvantageConfig",
@@ -34,8 +35,11 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "MonitorConfig",
+    "NoiseConfig",
     "OptimConfig",
     "OrchestratorConfig",
+    "OverlongConfig",
+    "QuantConfig",
     "RLConfig",
     "RewardConfig",
     "SamplingConfig",

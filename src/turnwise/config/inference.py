@@ -24,6 +24,24 @@ class EmbeddedConfig(Config):
     """Memory for keys and values of recent prompts and replies, in MiB; the next turn of a rollout computes only what is new."""
 
 
+class NoiseConfig(Config):
+    """Adaptive quantisation noise (AQN, arXiv 2510.11696): N(0, sigma) on the RMSNorm weights of the policy that samples, drawn
+    anew for each version. Training rollouts alone see it, evaluations never."""
+
+    sigma_start: float = Field(default=0.01, gt=0)
+    """Sigma of the first stage with noise."""
+
+    sigma_end: float = Field(default=0.0001, gt=0)
+    """Sigma of the last stage."""
+
+    stages: int = Field(default=10, ge=3)
+    """Stages of equal length, the first without noise; from the second to the last sigma falls geometrically."""
+
+    epoch_aware: bool = False
+    """Begin the stages again in every epoch, each between the values that a geometric decay over the epochs gives. When false
+    they stretch over the whole run."""
+
+
 class InferenceConfig(Config):
     """The inference engine."""
 
@@ -59,6 +77,9 @@ class InferenceConfig(Config):
     """No rollout begins while more requests wait in the engines' queues than this share of those that run there, or while an
     engine with a full KV cache preempts requests; rollouts in progress go on. `inf` leaves `orchestrator.max_inflight` alone to
     limit them."""
+
+    noise: NoiseConfig | None = None
+    """Set the table to explore with noise in the weights."""
 
     embedded: EmbeddedConfig = EmbeddedConfig()
 

@@ -87,6 +87,19 @@ class FilterConfig(Config):
     Without it: after this many batches in a row without a single group that carries signal."""
 
 
+class OverlongConfig(Config):
+    """DAPO's overlong penalty, min(0, -(tokens - (max_tokens - buffer)) / buffer * factor): each reply pays at its own turn."""
+
+    buffer: int = Field(default=128, ge=1)
+    """Tokens before the limit over which the penalty grows from 0 to `factor`."""
+
+    factor: float = Field(default=1.0, gt=0)
+    """Penalty of a reply that reaches the limit, in units of reward."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The limit; `orchestrator.sampling.max_tokens` when unset."""
+
+
 class AdvantageConfig(Config):
     """How rewards become advantages."""
 
@@ -136,6 +149,10 @@ class OrchestratorConfig(Config):
     stead, and the slow one goes into a later batch, or is dropped once it is too old. None do when unset, or with
     `max_staleness = 0`, where batches do not depend on who is done first; `straggler_timeout_s` helps there."""
 
+    overlong: OverlongConfig | None = None
+    """Set the table to make long replies pay: component `overlong` of the reward, under either reward mode, in training and in
+    evaluation. The metric `acc` does not contain it."""
+
     filters: FilterConfig = FilterConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     buffer: BufferConfig = BufferConfig()
@@ -148,3 +165,9 @@ class OrchestratorConfig(Config):
     def inflight_limit(self) -> int:
         """Most rollouts in progress: `max_inflight`, or what fills every batch that may be under way."""
         return self.max_inflight or self.batch_size * (self.max_staleness + 1)
+
+    @property
+    def overlong_limit(self) -> int:
+        """Tokens at which a reply pays the whole overlong penalty."""
+        given = self.overlong.max_tokens if self.overlong else None
+        return given or self.sampling.max_tokens

@@ -9,6 +9,7 @@ from turnwise.config.root import RLConfig
 
 Rule = Callable[[RLConfig], Iterator[Problem]]
 MAX_PORT = 65535
+UNQUANTISED = ("lm_head", "embed_tokens")
 
 
 def broken_rules(config: RLConfig) -> list[Problem]:
@@ -153,6 +154,25 @@ def _lengths(config: RLConfig) -> Iterator[Problem]:
         )
 
 
+def _overlong(config: RLConfig) -> Iterator[Problem]:
+    overlong, limit = config.orchestrator.overlong, config.orchestrator.overlong_limit
+    reply = config.orchestrator.sampling.max_tokens
+    if overlong is None:
+        return
+    if overlong.buffer >= limit:
+        yield Problem(
+            ("orchestrator.overlong.buffer", "orchestrator.overlong.max_tokens", "orchestrator.sampling.max_tokens"),
+            f"orchestrator.overlong.buffer = {overlong.buffer} would punish every reply: it must be less than the limit of "
+            f"{limit} tokens; {f'use {limit // 16}, for example' if limit >= 16 else 'raise the limit'}.",
+        )
+    elif limit - overlong.buffer >= reply:
+        yield Problem(
+            ("orchestrator.overlong.max_tokens", "orchestrator.sampling.max_tokens"),
+            f"orchestrator.overlong.max_tokens = {limit} with buffer = {overlong.buffer} punishes replies of more than "
+            f"{limit - overlong.buffer} tokens, and orchestrator.sampling.max_tokens = {reply} allows none; leave the first out.",
+        )
+
+
 def _trainer_processes(config: RLConfig) -> Iterator[Problem]:
     processes, gpus = config.trainer.processes, config.gpus.trainer
     if gpus and processes is not None and processes != len(gpus):
@@ -203,6 +223,35 @@ def _loss(config: RLConfig) -> Iterator[Problem]:
         )
 
 
+def _quant(config: RLConfig) -> Iterator[Problem]:
+    quant = config.trainer.model.quant
+    if quant is None:
+        return
+    for name in quant.target_modules:
+        if name in UNQUANTISED:
+            yield Problem(
+                ("trainer.model.quant.target_modules",),
+                f'trainer.model.quant.target_modules names "{name}": embeddings and the output layer keep their type; '
+                "leave it out.",
+            )
+    if quant.shard_base and config.trainer.model.lora is None:
+        yield Problem(
+            ("trainer.model.quant.shard_base", "trainer.model.lora"),
+            "trainer.model.quant.shard_base = true is about the packed base under LoRA, and trainer.model.lora is unset: weights "
+            "that train are sharded by trainer.model.shard; leave shard_base out.",
+        )
+
+
+def _noise(config: RLConfig) -> Iterator[Problem]:
+    noise = config.inference.noise
+    if noise is not None and noise.sigma_end >= noise.sigma_start:
+        yield Problem(
+            ("inference.noise.sigma_end", "inference.noise.sigma_start"),
+            f"inference.noise.sigma_end = {noise.sigma_end:g} must be less than sigma_start = {noise.sigma_start:g}, since noise "
+            f"fades out over the run; use {noise.sigma_start / 100:g}, for example.",
+        )
+
+
 def _schedule(config: RLConfig) -> Iterator[Problem]:
     warmup = config.trainer.optim.warmup_steps
     if config.max_steps is not None and warmup >= config.max_steps and warmup > 0:
@@ -230,9 +279,12 @@ RULES: tuple[Rule, ...] = (
     _dummy_weights,
     _adapter_slots,
     _lengths,
+    _overlong,
     _trainer_processes,
     _weight_transfer,
     _loss,
+    _quant,
+    _noise,
     _schedule,
     _stops,
 )

@@ -25,18 +25,39 @@ class LoraConfig(Config):
     """Names of the linear layers that get an adapter."""
 
 
+class QuantConfig(Config):
+    """Four-bit weights of linear layers. Under LoRA the frozen base is held packed; with `lora` unset all parameters train under
+    fake quantisation, with a straight-through estimator. Embeddings, norms and the output layer keep their type."""
+
+    kind: Literal["mxfp4"] = "mxfp4"
+    """`mxfp4`: E2M1 codes, and one E8M0 scale for each 32 weights along the input dimension (OCP Microscaling v1.0)."""
+
+    scale_mode: Literal["even", "floor", "rceil", "ceil"] = "even"
+    """How a block's scale follows from its largest weight: `floor` is OCP's, `even` first rounds the mantissa (as
+    compressed-tensors does), `rceil` and `ceil` never saturate."""
+
+    target_modules: list[str] = Field(default_factory=lambda: list(LINEAR_LAYERS), min_length=1)
+    """Names of the linear layers that are quantised."""
+
+    shard_base: bool = False
+    """Shard the packed base of LoRA over the trainer processes, for bases beyond 32B; each holds all of it when false."""
+
+
 class TrainerModelConfig(Config):
     """What of the model is trained, and how it is held."""
 
     lora: LoraConfig | None = LoraConfig()
     """Unset (`--no-trainer.model.lora`, or `lora = "None"`) trains all parameters."""
 
+    quant: QuantConfig | None = None
+    """Set the table to quantise the linear layers, in the trainer and in the engines alike."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, far less memory."""
 
     checkpoint_scope: Literal["layer", "mlp"] = "layer"
-    """What `gradient_checkpointing` recomputes: whole layers, or (selective) their feed-forward blocks alone, which hold more than
-    half of the activations for a third of the operations."""
+    """What `gradient_checkpointing` recomputes: whole layers, or (selective) their feed-forward blocks alone, which hold more
+    than half of the activations for a third of the operations."""
 
     compile: bool = False
     """`torch.compile` the decoder layers: a minute at the start, then faster and with less memory; for GPUs and longer runs."""
@@ -71,8 +92,8 @@ class OptimConfig(Config):
     """Gradients are scaled down to this global norm; no clipping when unset."""
 
     offload: bool = False
-    """Keep the moments in the CPU's memory and bring them to the GPU for the update, 8 bytes a trained parameter. The numbers stay
-    the same to the bit; an update takes as long as the transfer, about 0.4 s for a billion parameters on one GPU."""
+    """Keep the moments in the CPU's memory and bring them to the GPU for the update, 8 bytes a trained parameter. The numbers
+    stay the same to the bit; an update takes as long as the transfer, about 0.4 s for a billion parameters on one GPU."""
 
 
 class LossConfig(Config):

@@ -20,6 +20,7 @@ from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.plan import engines, shared_environment
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
 from turnwise.launch.survivors import end_all
+from turnwise.launch.unused import refuse_unused
 from turnwise.launch.warden import Warden
 
 GRACE_S = 10.0
@@ -35,6 +36,7 @@ def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -
     Raises:
         ConfigError: the checkpoint is not there, or the engines do not start.
     """
+    refuse_unused(config)
     version = _step_of(checkpoint) if checkpoint else 0
     check_template(config)
     model = _model_of(config, checkpoint, say)

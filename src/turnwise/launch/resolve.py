@@ -10,6 +10,7 @@ from turnwise.config.files import dump_toml, merge
 from turnwise.launch.arithmetic import Arithmetic, CountTasks, count_tasks, training_arithmetic
 from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.ports import check_free, free_range
+from turnwise.launch.unused import refuse_unused
 from turnwise.transport import write_atomic
 
 
@@ -27,6 +28,7 @@ def resolve(config: RLConfig, progress: Progress = print, count: CountTasks = co
     Raises:
         ConfigError: something that the configuration names is not there, or a port is in use.
     """
+    refuse_unused(config)
     check_conditions(config)
     check_template(config)
     arithmetic = training_arithmetic(config, count)

@@ -10,6 +10,7 @@ import numpy as np
 from turnwise.config import EnvConfig, RewardConfig
 from turnwise.envs import TextEnv, make
 from turnwise.envs.rewards import check_weights, compose
+from turnwise.orchestrator.overlong import COMPONENT as OVERLONG
 from turnwise.orchestrator.types import Message
 
 
@@ -71,8 +72,8 @@ def load_setups(configs: Sequence[EnvConfig], split: str) -> list[EnvSetup]:
     """Make each environment once and read what is the same for all its episodes.
 
     Raises:
-        ValueError: an environment cannot be made, has no task in `split`, needs tools, or `reward.weights` names a component
-            that it does not have.
+        ValueError: an environment cannot be made, has no task in `split`, needs tools, has a component named `overlong`, or
+            `reward.weights` names one that it does not have.
     """
     names = _names(configs)
     return [_load(name, config, split) for name, config in zip(names, configs, strict=True)]
@@ -85,6 +86,11 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
         raise ValueError(f"environment {config.id} has no task in its split {split!r}; give it some by orchestrator.env.args")
     if env.tools:
         raise ValueError(f"environment {config.id} offers tools, which rollouts do not render yet; use a text environment")
+    if OVERLONG in env.component_names:
+        raise ValueError(
+            f"environment {config.id} has a reward component {OVERLONG!r}, the name under which orchestrator.overlong is "
+            "recorded; rename the component"
+        )
     check_weights(config.reward, env.component_names, env_id=config.id)
     return EnvSetup(
         name=name,

@@ -152,7 +152,7 @@ def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
     """
     settings = config.orchestrator
     chat = load_chat(config.model.name, chat_template=config.model.chat_template)
-    player = Player(chat, threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s)
+    player = Player.of(config, chat, threads)
     return Evaluator(config, player, load_setups(settings.eval_env or settings.env, settings.eval.split))
 
 

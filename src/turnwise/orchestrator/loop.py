@@ -62,7 +62,7 @@ class Orchestrator:
         self.group = asyncio.TaskGroup()
         self.threads = EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
-        self.player = Player(chat, self.threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s)
+        self.player = Player.of(config, chat, self.threads)
         self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots)
         self.canaries = CanaryWatch(self.policy, self.group)
         self.buffer = TaskBuffer(load_setups(settings.env, "train"), settings.buffer, config.seed)

@@ -13,12 +13,14 @@ from typing import Any
 
 import msgspec
 
+from turnwise.config import RLConfig
 from turnwise.envs import TextEnv
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.orchestrator.chat import Chat
 from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
 from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step, clean_text
+from turnwise.orchestrator.overlong import COMPONENT, OverlongPenalty
 from turnwise.orchestrator.types import Message, Rollout, StopReason, Turn
 
 CLOSE_TIMEOUT_S = 10.0  # what an environment may take to release its resources
@@ -51,6 +53,7 @@ class Player:
         seq_len: most tokens of prompt, replies and observations together.
         max_tokens: most tokens of one reply.
         time_limit_s: age at which a rollout is cut as a straggler.
+        overlong: what long replies pay; None for nothing.
     """
 
     chat: Chat
@@ -58,6 +61,14 @@ class Player:
     seq_len: int
     max_tokens: int
     time_limit_s: float | None = None
+    overlong: OverlongPenalty | None = None
+
+    @classmethod
+    def of(cls, config: RLConfig, chat: Chat, threads: EnvThreads) -> "Player":
+        """The player of a run, the same in training and in evaluation."""
+        settings = config.orchestrator
+        overlong = OverlongPenalty.of(settings)
+        return cls(chat, threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s, overlong)
 
     async def play(self, spec: RolloutSpec, generate: Generate) -> Rollout:
         """Play one episode. Failures of the environment or the engine, and answers that make no sense, are errored rollouts."""
@@ -164,14 +175,20 @@ class Episode:
 
     def _add_turn(self, prompt: Sequence[int], reply: Completion) -> None:
         self.turns.append(Turn(prompt, reply.token_ids, reply.logprobs, reply.spans, reply.finish_reason, {}, 0.0))
+        if self.player.overlong is not None:
+            penalty = self.player.overlong.of_reply(len(reply.token_ids))
+            self._credit({COMPONENT: penalty}, penalty, penalty, penalty)
 
     def _pay(self, components: Mapping[str, float]) -> None:
-        """Credit components to the last turn."""
+        """Credit components of the environment to the last turn."""
         if not components:
             return
         reward, dense, sparse = totals = self.setup.totals(components)
         if not all(math.isfinite(total) for total in totals):
             raise EnvFailure(f"{self.setup.name}, turn {len(self.turns)}: the reward of {dict(components)} is not finite")
+        self._credit(components, reward, dense, sparse)
+
+    def _credit(self, components: Mapping[str, float], reward: float, dense: float, sparse: float) -> None:
         turn = self.turns[-1]
         summed = {**turn.components}
         for name, value in components.items():

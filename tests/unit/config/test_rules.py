@@ -72,6 +72,27 @@ FAULTS = [
     ({"inference": {"port": 65535, "dp": 2}}, "inference.port = 65535 leaves no port for 2 replicas"),
     ({"inference": {"max_loras": 2}}, "inference.max_loras = 2 is too few for orchestrator.max_staleness = 1"),
     ({"orchestrator": {"sampling": {"max_tokens": 2048}}}, "orchestrator.sampling.max_tokens = 2048 leaves no room for a prompt"),
+    (
+        {"orchestrator": {"overlong": {}, "sampling": {"max_tokens": 128}}},
+        "orchestrator.overlong.buffer = 128 would punish every reply: it must be less than the limit of 128 tokens; use 8,",
+    ),
+    ({"orchestrator": {"overlong": {"buffer": 9}, "sampling": {"max_tokens": 8}}}, "limit of 8 tokens; raise the limit."),
+    (
+        {"orchestrator": {"overlong": {"max_tokens": 384}, "sampling": {"max_tokens": 256}}},
+        "punishes replies of more than 256 tokens, and orchestrator.sampling.max_tokens = 256 allows none; leave the first out.",
+    ),
+    (
+        {"trainer": {"model": {"quant": {"target_modules": ["q_proj", "lm_head"]}}}},
+        'trainer.model.quant.target_modules names "lm_head": embeddings and the output layer keep their type; leave it out.',
+    ),
+    (
+        {"trainer": {"model": {"quant": {"shard_base": True}, "lora": None}}},
+        "trainer.model.quant.shard_base = true is about the packed base under LoRA, and trainer.model.lora is unset",
+    ),
+    (
+        {"inference": {"noise": {"sigma_start": 0.001, "sigma_end": 0.001}}},
+        "inference.noise.sigma_end = 0.001 must be less than sigma_start = 0.001, since noise fades out over the run; use 1e-05,",
+    ),
     ({"trainer": {"micro_batch_tokens": 100}}, "trainer.micro_batch_tokens = 100 cannot hold one sample of seq_len = 2048"),
     ({"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 3}}, "trainer.processes = 3, but gpus.trainer = [0, 1]"),
     (
@@ -111,6 +132,9 @@ KEPT = [
     {"gpus": {"inference": [0, 1], "trainer": [2, 3], "containers": [4]}, "inference": {"engine": "vllm", "tp": 2, "dp": 1}},
     {"inference": {"max_loras": 2}, "trainer": {"model": {"lora": None}}},
     {"trainer": {"loss": {"kind": "cispo", "clip_high": 5.0}}},
+    {"orchestrator": {"overlong": {"buffer": 64, "max_tokens": 256}, "sampling": {"max_tokens": 256}}},
+    {"trainer": {"model": {"quant": {"shard_base": True}}}, "inference": {"noise": {"stages": 3}}},
+    {"trainer": {"model": {"quant": {"scale_mode": "ceil"}, "lora": None}}},
     {"stop": {"stop_on_success": True, "success_when": "running_mean(total_reward) > 1"}},
     {"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 2}},
 ]
