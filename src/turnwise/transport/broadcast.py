@@ -1,7 +1,7 @@
 """Full weights from trainer to engines: buckets of tensors, by NCCL between GPUs and by gloo between CPUs."""
 
 import socket
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,12 @@ class Sender:
         backend: "nccl" from this process's current GPU, which no engine may use; "gloo" from the CPU.
         workers: of all engines together.
         timeout_s: for all workers to come, and for each bucket, in seconds.
+        hurry: whether the run is about to end, so that waiting makes little sense.
     """
 
-    def __init__(self, *, backend: Backend, workers: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, *, backend: Backend, workers: int, timeout_s: float = TIMEOUT_S, hurry: Callable[[], bool] = lambda: False
+    ) -> None:
         import torch.distributed as dist  # late, as everywhere here: `rl` reads this package without loading torch
 
         listener = socket.create_server((LOOPBACK, 0), backlog=BACKLOG)  # torch's own would listen on every address
@@ -33,7 +36,7 @@ class Sender:
         self.rendezvous = f"{LOOPBACK}:{port}"
         self.backend: Backend = backend
         self.world_size = workers + 1
-        self._timeout_s = timeout_s
+        self._timeout_s, self._hurry = timeout_s, hurry
         self._store = dist.TCPStore(
             LOOPBACK,
             port,
@@ -76,7 +79,13 @@ class Sender:
     def _joined(self) -> PeerGroup:
         if self._group is None:
             self._group = PeerGroup(
-                self._store, 0, self.world_size, backend=self.backend, rendezvous=self.rendezvous, timeout_s=self._timeout_s
+                self._store,
+                0,
+                self.world_size,
+                backend=self.backend,
+                rendezvous=self.rendezvous,
+                timeout_s=self._timeout_s,
+                hurry=self._hurry,
             )
         return self._group
 

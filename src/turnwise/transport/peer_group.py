@@ -8,7 +8,7 @@ when a send is under way.
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.0005  # a bucket of 512 MiB takes about 2 ms over NVLink
 STORE_POLL_S = 0.01
+HURRY_S = 10.0  # what a transfer that the run no longer needs may still take: they take about a second
 LOOK_S = 0.2  # between two looks at whether the others are still there
 FAILED = "failed"  # key of the store: why a rank left
 
@@ -48,17 +49,26 @@ class PeerGroup:
         store: the one that the trainer hosts.
         rendezvous: its host:port, for errors.
         timeout_s: for all ranks to come, and for each broadcast, in seconds.
+        hurry: whether the run is about to end; `HURRY_S` is the limit then.
 
     Raises:
         BroadcastError: a rank did not come, or the trainer went away.
     """
 
     def __init__(
-        self, store: "dist.Store", rank: int, world_size: int, *, backend: Backend, rendezvous: str, timeout_s: float
+        self,
+        store: "dist.Store",
+        rank: int,
+        world_size: int,
+        *,
+        backend: Backend,
+        rendezvous: str,
+        timeout_s: float,
+        hurry: Callable[[], bool] = lambda: False,
     ) -> None:
         import torch.distributed as dist  # late: `rl` reads this package without loading torch
 
-        self._timeout_s = timeout_s
+        self._timeout_s, self._hurry = timeout_s, hurry
         self._who = f"broadcast through {rendezvous}, {_name(rank)}"
         self._store = dist.PrefixStore("turnwise.weights", store)
         self._peers = self._await_ranks(rank, world_size)
@@ -91,15 +101,15 @@ class PeerGroup:
             BroadcastError: it is not within the time limit, or a peer went away.
         """
         begun = time.monotonic()
-        look = begun + LOOK_S
+        look = begun + min(LOOK_S, self._timeout_s)
         while not sent.work.is_completed():
             now = time.monotonic()
-            if now > begun + self._timeout_s:
-                raise self._failed(sent.label, f"not through within {self._timeout_s:g} s")
             if now > look:
                 look = now + LOOK_S
                 if trouble := self._trouble():
                     raise self._failed(sent.label, trouble)
+                if now > begun + (limit := self._limit()):
+                    raise self._failed(sent.label, f"not through within {limit:g} s")
             time.sleep(POLL_S)
         try:
             sent.work.wait()  # makes the current stream wait for that of NCCL
@@ -127,17 +137,20 @@ class PeerGroup:
         What builds a group waits for a missing rank without a deadline of ours, and would not say which it is.
         """
         keys = {peer: f"here/{peer}" for peer in range(world_size)}
-        deadline = time.monotonic() + self._timeout_s
+        begun = time.monotonic()
         try:
             self._store.set(keys[rank], _Process.mine().encode())
             while missing := [peer for peer, key in keys.items() if not self._store.check([key])]:
-                if time.monotonic() > deadline:
+                if time.monotonic() > begun + (limit := self._limit()):
                     names = ", ".join(map(str, missing))
-                    raise BroadcastError(f"{self._who}: of {world_size} ranks {names} did not come within {self._timeout_s:g} s")
+                    raise BroadcastError(f"{self._who}: of {world_size} ranks {names} did not come within {limit:g} s")
                 time.sleep(STORE_POLL_S)
             return {peer: _Process.decode(self._store.get(key).decode()) for peer, key in keys.items() if peer != rank}
         except RuntimeError as error:
             raise BroadcastError(f"{self._who}: the trainer's store went away: {first_line(error)}") from error
+
+    def _limit(self) -> float:
+        return min(self._timeout_s, HURRY_S) if self._hurry() else self._timeout_s
 
     def _trouble(self) -> str:
         """Why nothing more will come; empty while nothing is wrong."""

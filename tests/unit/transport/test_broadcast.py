@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.transport import BroadcastError, Manifest, Receiver, Sender, plan_buckets, spec_of, tensor_digest
+from turnwise.transport import BroadcastError, Manifest, Receiver, Sender, peer_group, plan_buckets, spec_of, tensor_digest
 from turnwise.transport.peer_group import LOOPBACK
 
 WORKER = Path(__file__).parents[2] / "support" / "broadcast_worker.py"
@@ -147,6 +147,27 @@ def test_workers_that_do_not_come_are_named_at_the_deadline() -> None:
             source.send(manifest, weights(0).items())
         with pytest.raises(BroadcastError, match=r"worker 2: of 4 ranks 0?,? ?1, 3 did not come within 0\.2 s"):
             alone.result(30)
+
+
+def test_a_run_that_ends_does_not_wait_long_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_group, "HURRY_S", 0.3)
+    source = Sender(backend="gloo", workers=1, timeout_s=60, hurry=lambda: True)
+    with pytest.raises(BroadcastError, match=r"of 2 ranks 1 did not come within 0\.3 s"):
+        source.send(manifest_of(weights(0)), weights(0).items())
+
+
+def test_a_run_that_ends_does_not_wait_long_for_a_worker_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_group, "HURRY_S", 0.5)
+    ending = threading.Event()
+    large = {f"layer.{index}": torch.zeros(4_000_000) for index in range(3)}
+    manifest = manifest_of(large, limit=1)
+    source = Sender(backend="gloo", workers=1, timeout_s=60, hurry=ending.is_set)
+    sent = in_thread(lambda: source.send(manifest, large.items()))
+    receiver = Receiver(source.rendezvous, rank=1, manifest=manifest, timeout_s=60)
+    ending.set()
+    with pytest.raises(BroadcastError, match=r"trainer: weights v0, bucket \d of 3: not through within 0\.5 s"):
+        sent.result(30)
+    receiver.close()
 
 
 def test_a_rendezvous_where_nobody_is_gets_a_clear_error() -> None:
