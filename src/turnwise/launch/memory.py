@@ -19,7 +19,7 @@ MIB = 2**20
 MASTER_BYTES = 4  # float32 parameters that are trained
 GRADIENT_BYTES = 4
 MOMENTS_BYTES = 4 + 4
-SNAPSHOT_BYTES = 4  # parameters before the step, against which an update is measured
+SNAPSHOT_BYTES = 4  # parameters before the step, against which several updates are measured
 LOGIT_BYTES = 2 + 4 + 4 + 2  # of one chunk: logits, the same in float32, their exponentials, and those in the model's type
 LOGIT_CHUNK = {"RAM": 2**22, "GPU": 2**27}  # logits that the trainer holds at a time
 PROCESS_BYTES = 400 * MIB  # Python with torch and transformers loaded, measured on a CPU
@@ -64,7 +64,16 @@ def estimate(config: RLConfig, shape: ModelShape, gpu_bytes: Mapping[int, int] |
         for rank, place in enumerate(places)
     ]
     helpers = [Estimate("RAM", "orchestrator, torchrun, rl", {"processes": HELPERS_BYTES})]
-    return [*engines, *trainers, *([] if gpus.inference and gpus.trainer else helpers)]
+    moments = [Estimate("RAM", "trainer", {"moments": _offloaded_bytes(config, shape)})] if config.trainer.optim.offload else []
+    return [*engines, *trainers, *(moments if gpus.trainer else []), *([] if gpus.inference and gpus.trainer else helpers)]
+
+
+def _offloaded_bytes(config: RLConfig, shape: ModelShape) -> int:
+    """Moments of all trainer processes of this machine, pinned."""
+    model = config.trainer.model
+    trained = shape.adapter_parameters(model.lora.rank, model.lora.target_modules) if model.lora else shape.parameters
+    copies = (model.replicas or 1) if model.shard else len(config.gpus.trainer)
+    return trained * MOMENTS_BYTES * copies
 
 
 def gpu_engine_parts(config: RLConfig, shape: ModelShape, total: int | None) -> dict[str, int]:
@@ -107,7 +116,9 @@ def trainer_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
     ranks = len(config.gpus.trainer) or config.trainer.processes or 1
     shards = max(1, ranks // (model.replicas or 1)) if model.shard else 1
     tokens = config.trainer.micro_batch_tokens or config.seq_len
-    trained_bytes = GRADIENT_BYTES + SNAPSHOT_BYTES + (0 if config.trainer.optim.offload else MOMENTS_BYTES)
+    snapshot = SNAPSHOT_BYTES if config.trainer.updates_per_batch > 1 else 0
+    moments = 0 if config.trainer.optim.offload and place == "GPU" else MOMENTS_BYTES
+    trained_bytes = GRADIENT_BYTES + snapshot + moments
     if model.lora:
         trained = shape.adapter_parameters(model.lora.rank, model.lora.target_modules)
         state = trained * (MASTER_BYTES + trained_bytes) // shards
