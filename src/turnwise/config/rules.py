@@ -183,6 +183,25 @@ def _trainer_processes(config: RLConfig) -> Iterator[Problem]:
         )
 
 
+def _trainer_replicas(config: RLConfig) -> Iterator[Problem]:
+    model, processes = config.trainer.model, len(config.gpus.trainer) or config.trainer.processes or 1
+    if model.replicas is None:
+        return
+    if not model.shard:
+        yield Problem(
+            ("trainer.model.replicas", "trainer.model.shard"),
+            f"trainer.model.replicas = {model.replicas} are copies of a sharded model, and trainer.model.shard = false makes "
+            "one a process; leave one of them out.",
+        )
+    elif processes % model.replicas:
+        fitting = [count for count in range(1, processes + 1) if processes % count == 0]
+        yield Problem(
+            ("trainer.model.replicas", "gpus.trainer", "trainer.processes"),
+            f"trainer.model.replicas = {model.replicas} does not divide the {processes} processes of the trainer; "
+            f"use {' or '.join(map(str, fitting))}.",
+        )
+
+
 def _weight_transfer(config: RLConfig) -> Iterator[Problem]:
     if config.trainer.weight_transfer != "broadcast":
         return
@@ -281,6 +300,7 @@ RULES: tuple[Rule, ...] = (
     _lengths,
     _overlong,
     _trainer_processes,
+    _trainer_replicas,
     _weight_transfer,
     _loss,
     _quant,

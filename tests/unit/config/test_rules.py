@@ -96,6 +96,14 @@ FAULTS = [
     ({"trainer": {"micro_batch_tokens": 100}}, "trainer.micro_batch_tokens = 100 cannot hold one sample of seq_len = 2048"),
     ({"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 3}}, "trainer.processes = 3, but gpus.trainer = [0, 1]"),
     (
+        {"gpus": {"trainer": [0, 1, 2, 3]}, "trainer": {"model": {"replicas": 3}}},
+        "trainer.model.replicas = 3 does not divide the 4 processes of the trainer; use 1 or 2 or 4.",
+    ),
+    (
+        {"trainer": {"processes": 2, "model": {"replicas": 2, "shard": False}}},
+        "trainer.model.replicas = 2 are copies of a sharded model, and trainer.model.shard = false makes one a process;",
+    ),
+    (
         {"trainer": {"weight_transfer": "broadcast"}},
         'trainer.weight_transfer = "broadcast" carries full weights, and trainer.model.lora is set: adapters travel as files',
     ),
