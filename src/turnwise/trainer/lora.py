@@ -77,7 +77,7 @@ class _LoraUpdate(torch.autograd.Function):
 def _sum_of_products(
     wide: Float[Tensor, "rows in"], weight: Float[Tensor, "out in"], low: Float[Tensor, "rows rank"], b: Float[Tensor, "out rank"]
 ) -> Float[Tensor, "rows out"]:
-    """wide W^T + low B^T. On a GPU the small product goes first: the large one adds onto it as it writes, with no pass of its own."""
+    """wide W^T + low B^T. On a GPU the small product goes first: the large one adds onto it as it writes."""
     if wide.is_cuda:
         return (low @ b.T).addmm_(wide, weight.T)
     return product(wide, weight).addmm_(low, b.T)
