@@ -12,7 +12,14 @@ from turnwise.config.orchestrator import OrchestratorConfig
 from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
 from turnwise.config.trainer import TrainerConfig
 
-SHARED_GPU_RESERVE = 3 * 2**29  # bytes: about 0.7 GiB for a CUDA context with its libraries, the rest for vLLM's underestimates
+
+def shared_gpu_reserve(total: int) -> int:
+    """Bytes of a shared GPU that neither engine nor trainer is given: 1.5 GiB and a fiftieth of it.
+
+    The trainer's CUDA context takes about 0.7 GiB. vLLM goes beyond its part where its start measured nothing: logprobs of a
+    canary's prompt, CUDA graphs larger than foreseen.
+    """
+    return 3 * 2**29 + total // 50
 
 
 class RLConfig(Config):
@@ -100,9 +107,8 @@ class RLConfig(Config):
     def trainer_memory(self, gpu: int, total: int) -> int | None:
         """Bytes that the trainer's allocator may take of GPU `gpu` of `gpus.trainer`, which has `total`; None where it is alone.
 
-        What is left beside it is for what no fraction covers: the CUDA context of the trainer, and a little that engines take
-        beyond their part.
+        What is left beside both parts is `shared_gpu_reserve`.
         """
         if gpu not in self.gpus.shared or self.engine_memory is None:
             return None
-        return int(total * (1 - self.engine_memory)) - SHARED_GPU_RESERVE
+        return int(total * (1 - self.engine_memory)) - shared_gpu_reserve(total)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import floor
 
 from turnwise.config import ConfigError, RLConfig
-from turnwise.config.root import SHARED_GPU_RESERVE
+from turnwise.config.root import shared_gpu_reserve
 from turnwise.launch.memory import GIB, cache_bytes, gpu_engine_needs, trainer_parts
 from turnwise.launch.shape import ModelShape
 
@@ -28,7 +28,7 @@ class Split:
 
     @property
     def free(self) -> int:
-        """For CUDA contexts, and what the engine takes beyond its part."""
+        """The reserve, and what rounding leaves."""
         return self.total - self.engine - self.trainer
 
     def text(self, name: str) -> str:
@@ -36,7 +36,7 @@ class Split:
         share = self.engine / self.total
         return (
             f"{name} is shared: engine {self.engine / GIB:.1f} GiB ({share:.0%}), trainer at most {self.trainer / GIB:.1f} GiB, "
-            f"{self.free / GIB:.1f} GiB left for CUDA contexts; the trainer starts once the engine serves."
+            f"{self.free / GIB:.1f} GiB stay free; the trainer starts once the engine serves."
         )
 
 
@@ -74,13 +74,13 @@ def trainer_minimum(config: RLConfig, shape: ModelShape) -> int:
 def _fraction_of_one(config: RLConfig, shape: ModelShape, gpu: int, total: int) -> float:
     engine, trainer = engine_minimum(config, shape, total), trainer_minimum(config, shape)
     for margin in MARGINS:
-        rest = total - SHARED_GPU_RESERVE - margin * trainer
+        rest = total - shared_gpu_reserve(total) - margin * trainer
         fraction = min(MOST, floor(100 * rest / total) / 100)
         if fraction * total >= engine:
             return fraction
     raise ConfigError(
         f"gpus.share: GPU {gpu} has {total / GIB:.1f} GiB, too little for both: the engine needs at least {engine / GIB:.1f} "
-        f"GiB, the trainer about {trainer / GIB:.1f} GiB, and {SHARED_GPU_RESERVE / GIB:.1f} GiB stay free. Give each "
+        f"GiB, the trainer about {trainer / GIB:.1f} GiB, and {shared_gpu_reserve(total) / GIB:.1f} GiB stay free. Give each "
         "a GPU of its own, make the trainer smaller (trainer.micro_batch_tokens, trainer.model.gradient_checkpointing), "
         "or set gpus.inference_memory to try it all the same."
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from turnwise.config import RLConfig
 from turnwise.config.files import merge
-from turnwise.config.root import SHARED_GPU_RESERVE
+from turnwise.config.root import shared_gpu_reserve
 from turnwise.config.rules import broken_rules
 
 VLLM = {"inference": {"engine": "vllm"}}
@@ -207,7 +207,7 @@ def test_vllms_own_memory_setting_wins_over_ours(gpus: dict[str, Any], vllm: dic
 def test_the_trainer_gets_of_a_shared_gpu_what_engine_and_reserve_leave():
     tables = {"inference": [0], "trainer": [0, 1], "share": True, "inference_memory": 0.75}
     config = RLConfig.model_validate(VLLM | {"gpus": tables})
-    assert config.trainer_memory(0, 80 * 2**30) == 20 * 2**30 - SHARED_GPU_RESERVE
+    assert config.trainer_memory(0, 80 * 2**30) == 20 * 2**30 - shared_gpu_reserve(80 * 2**30)
     assert config.trainer_memory(1, 80 * 2**30) is None
     assert RLConfig.model_validate(VLLM | {"gpus": tables | {"share": False}}).trainer_memory(0, 80 * 2**30) is None
 

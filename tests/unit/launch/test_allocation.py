@@ -162,15 +162,15 @@ def test_a_shared_gpu_is_split_and_the_split_is_told(small: ModelShape):
     assert allocation.config.gpus.inference_memory == 0.9
     assert [split.gpu for split in allocation.splits] == [0]
     assert allocation.lines() == [
-        "GPU 0 (NVIDIA H200, 140.0 GiB) is shared: engine 126.0 GiB (90%), trainer at most 12.5 GiB, 1.5 GiB left for CUDA "
-        "contexts; the trainer starts once the engine serves."
+        "GPU 0 (NVIDIA H200, 140.0 GiB) is shared: engine 126.0 GiB (90%), trainer at most 9.7 GiB, 4.3 GiB stay free; "
+        "the trainer starts once the engine serves."
     ]
 
 
 def test_a_split_that_the_user_gives_stands_but_is_checked(qwen4: ModelShape):
     asked = config(gpus={"trainer": [0], "share": True, "inference_memory": 0.92})
     (error,) = allocate(asked, machine(80), qwen4).errors
-    assert "cannot hold the trainer: the weights alone take 7.5 GiB, and its part is 4.9 GiB" in error
+    assert "cannot hold the trainer: the weights alone take 7.5 GiB, and its part is 3.3 GiB" in error
     half = allocate(config(gpus={"trainer": [0], "share": True, "inference_memory": 0.5}), machine(80), qwen4)
     assert (half.errors, half.warnings, half.config.gpus.inference_memory) == ((), (), 0.5)
     passed = config(gpus={"trainer": [0], "share": True}, inference={"vllm": {"gpu_memory_utilization": 0.6}})

@@ -109,6 +109,8 @@ def test_offloaded_moments_save_8_bytes_a_parameter(qwen8: ModelShape):
     kept = trainer(qwen8, model={"lora": None})
     offloaded = trainer(qwen8, model={"lora": None}, optim={"offload": True})
     assert kept["gradients and optimiser"] - offloaded["gradients and optimiser"] == 8 * 8_190_735_360
+    asked = config(trainer={"model": {"lora": None}, "optim": {"offload": True}})
+    assert {"moments": 8 * 8_190_735_360} in [part.parts for part in estimate(asked, qwen8) if part.place == "RAM"]
 
 
 def test_sharding_divides_states_and_gathers_two_layers_and_the_embeddings(qwen8: ModelShape):

@@ -251,7 +251,7 @@ def test_a_dry_run_where_gpus_are_missing_names_them_and_goes_on(tmp_path: Path,
 def test_a_dry_run_shows_the_split_and_each_gpu_against_what_it_has(tmp_path: Path, tiny_model: Path):
     busy = Machine((Gpu("0", "GPU-0", "NVIDIA H200", 140 * GIB, 100 * GIB),), None, CUDA)
     text = shown(config(tmp_path, tiny_model, **ONE_GPU), busy)
-    assert "GPU 0 (NVIDIA H200, 140.0 GiB) is shared: engine 126.0 GiB (90%), trainer at most 12.5 GiB" in text
+    assert "GPU 0 (NVIDIA H200, 140.0 GiB) is shared: engine 126.0 GiB (90%), trainer at most 9.7 GiB" in text
     assert "of 140.0 GiB (NVIDIA H200), 100.0 in use now" in text
     assert "warning: GPU 0 (NVIDIA H200, 140.0 GiB): other processes hold 100.0 GiB of it" in text
     assert "--gpu-memory-utilization 0.9 " in text

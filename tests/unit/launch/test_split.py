@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.shapes import QWEN3_4B, SMOLLM2_135M
 from turnwise.config import ConfigError, RLConfig
 from turnwise.config.files import merge
-from turnwise.config.root import SHARED_GPU_RESERVE
+from turnwise.config.root import shared_gpu_reserve
 from turnwise.launch.shape import ModelShape, read_shape
 from turnwise.launch.split import MOST, Split, engine_fraction, engine_minimum, splits, trainer_minimum
 
@@ -47,7 +47,7 @@ def test_the_trainer_gets_its_estimate_and_half_as_much_again_and_the_engine_the
     packs = config(trainer={"micro_batch_tokens": 8192})
     fraction = engine_fraction(packs, qwen4, {0: H200})
     needed = trainer_minimum(packs, qwen4)
-    assert fraction == pytest.approx((H200 - SHARED_GPU_RESERVE - 1.5 * needed) / H200, abs=0.01)
+    assert fraction == pytest.approx((H200 - shared_gpu_reserve(H200) - 1.5 * needed) / H200, abs=0.01)
     (split,) = splits(config(gpus={"inference_memory": fraction}), {0: H200})
     assert split.trainer >= 1.5 * needed
     assert split.engine + split.trainer + split.free == H200
@@ -59,10 +59,10 @@ def test_a_small_model_leaves_the_engine_no_more_than_where_it_is_alone(small: M
 
 def test_the_margin_shrinks_before_a_split_is_refused(qwen4: ModelShape):
     tight = config(trainer={"micro_batch_tokens": 1536})
-    total = int(engine_minimum(tight, qwen4, H200) + 1.1 * trainer_minimum(tight, qwen4) + SHARED_GPU_RESERVE)
+    total = int(engine_minimum(tight, qwen4, H200) + 1.1 * trainer_minimum(tight, qwen4) + shared_gpu_reserve(100 * GIB))
     fraction = engine_fraction(tight, qwen4, {0: total})
     assert fraction * total >= engine_minimum(tight, qwen4, total)
-    assert (1 - fraction) * total - SHARED_GPU_RESERVE >= trainer_minimum(tight, qwen4)
+    assert (1 - fraction) * total - shared_gpu_reserve(total) >= trainer_minimum(tight, qwen4)
 
 
 def test_a_gpu_too_small_for_both_is_refused_with_the_numbers(qwen4: ModelShape):
@@ -89,7 +89,7 @@ def test_both_fit_whatever_the_gpu_or_the_split_is_refused(small: ModelShape, gi
     try:
         fraction = engine_fraction(asked, small, {0: total})
     except ConfigError:
-        needed = engine_minimum(asked, small, total) + trainer_minimum(asked, small) + SHARED_GPU_RESERVE
+        needed = engine_minimum(asked, small, total) + trainer_minimum(asked, small) + shared_gpu_reserve(total)
         assert needed > total * 0.98  # fractions are rounded down to hundredths
         return
     (split,) = splits(config(gpus={"inference_memory": fraction}), {0: total})
@@ -107,11 +107,15 @@ def test_only_shared_gpus_of_known_size_are_split():
 def test_vllms_own_setting_wins():
     asked = config(gpus={"inference_memory": 0.5}, inference={"vllm": {"gpu-memory-utilization": 0.25}})
     (split,) = splits(asked, {0: 100 * GIB})
-    assert (split.engine, split.trainer) == (25 * GIB, 75 * GIB - SHARED_GPU_RESERVE)
+    assert (split.engine, split.trainer) == (25 * GIB, 75 * GIB - shared_gpu_reserve(100 * GIB))
 
 
 def test_a_split_is_told_in_gib():
     assert Split(0, 100 * GIB, 60 * GIB, 38 * GIB).text("GPU 0 (NVIDIA X)") == (
-        "GPU 0 (NVIDIA X) is shared: engine 60.0 GiB (60%), trainer at most 38.0 GiB, 2.0 GiB left for CUDA contexts; "
+        "GPU 0 (NVIDIA X) is shared: engine 60.0 GiB (60%), trainer at most 38.0 GiB, 2.0 GiB stay free; "
         "the trainer starts once the engine serves."
     )
+
+
+def test_the_reserve_is_a_context_and_a_little_of_each_gpu():
+    assert [shared_gpu_reserve(gib * GIB) / GIB for gib in (0, 25, 100)] == [1.5, 2.0, 3.5]

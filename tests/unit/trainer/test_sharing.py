@@ -11,7 +11,7 @@ import torch
 
 from support.batches import ConfigOf
 from turnwise.config import RLConfig
-from turnwise.config.root import SHARED_GPU_RESERVE
+from turnwise.config.root import shared_gpu_reserve
 from turnwise.trainer import sharing
 from turnwise.trainer.loop import run_trainer
 from turnwise.trainer.sharing import WAIT_FOR, limit_memory, memory_fraction, wait_for_engines
@@ -92,7 +92,7 @@ def shared(**gpus: Any) -> RLConfig:
 @pytest.mark.parametrize(
     ("gpu", "changes", "fraction"),
     [
-        (1, {}, 0.25 - SHARED_GPU_RESERVE / (80 * GIB)),
+        (1, {}, 0.25 - shared_gpu_reserve(80 * GIB) / (80 * GIB)),
         (2, {}, None),  # the trainer's alone
         (1, {"share": False, "inference": [0]}, None),
         (1, {"inference_memory": None}, None),
@@ -127,7 +127,7 @@ def test_the_allocator_is_bounded_on_the_shared_gpu_of_this_rank_only(index: int
     device = Device(index)
     device.put_in(monkeypatch)
     limit_memory(shared(), [1, 2])
-    assert device.limits == ([(pytest.approx(0.25 - SHARED_GPU_RESERVE / (80 * GIB)), 0)] if limited else [])
+    assert device.limits == ([(pytest.approx(0.25 - shared_gpu_reserve(80 * GIB) / (80 * GIB)), 0)] if limited else [])
 
 
 def test_nothing_is_asked_of_cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
