@@ -13,6 +13,7 @@ from turnwise.trainer import fsdp
 from turnwise.trainer.canary import Canaries
 from turnwise.trainer.checkpoint import load_checkpoint, save_checkpoint
 from turnwise.trainer.checkpoint_index import prune_checkpoints
+from turnwise.trainer.handover import Handover
 from turnwise.trainer.publish import publish
 from turnwise.trainer.rehearsal import explained, rehearse, wanted
 from turnwise.trainer.sharing import limit_memory, wait_for_engines
@@ -29,6 +30,7 @@ class _Clock:
     begun: float
     wait_s: float = 0.0
     publish_s: float = 0.0  # of the version before: a version cannot hold how long its own publication took
+    claim_s: float = 0.0  # of the same, until engines took it: an evaluation, or their start, may keep them from it
 
 
 def run_trainer(config: RLConfig, *, resume_step: int | None = None) -> None:
@@ -66,6 +68,9 @@ class Trainer:
         self.control = Control(self.run_dir.root)
         with explained(config, device, "while the model was loaded"):
             self.learner = Learner(config, device)
+        broadcast = config.weight_transfer == "broadcast"
+        self.handover = Handover(self.learner, self.store, self.control) if broadcast else None
+        self.stopping = False  # the run was asked to end
         self.step = 0
         self.progress = Progress()
         self.saved: int | None = None  # step of the newest checkpoint of this lineage
@@ -78,6 +83,15 @@ class Trainer:
             self.step = self.saved = resume_step
         if fsdp.rank() == 0:
             self.store.forget_after(self.step)
+        try:
+            self._train_all()
+        finally:
+            if self.handover is not None:
+                self.handover.close()
+        if self.saved != self.step:
+            self._checkpoint()
+
+    def _train_all(self) -> None:
         self._publish({})
         trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
         self._say(f"policy v{self.step} published; {trained:,} parameters train on {fsdp.arrangement(self.learner.policy)}")
@@ -91,11 +105,9 @@ class Trainer:
             interval = self.config.ckpt.interval
             if interval is not None and self.step % interval == 0:
                 self._checkpoint()
-        if self.saved != self.step:
-            self._checkpoint()
 
     def _finished(self) -> bool:
-        return self.config.max_steps is not None and self.step >= self.config.max_steps
+        return self.stopping or (self.config.max_steps is not None and self.step >= self.config.max_steps)
 
     def _next_batch(self) -> Batch | None:
         """The batch of the next step, on every rank; None when the run is asked to stop.
@@ -105,15 +117,21 @@ class Trainer:
         """
         begun = time.perf_counter()
         path = self.batches.path(self.step + 1)
-        while (state := fsdp.broadcast(self._look(path) if fsdp.rank() == 0 else "")) == "wait":
-            pass
+        found = self._await(path)
         self.clock.wait_s = time.perf_counter() - begun
-        if state == "stop":
+        if not found:
             return None
         batch = self.batches.read(self.step + 1)
         if batch.step != self.step + 1:
             raise ValueError(f"{path} holds the batch of step {batch.step}: the batch log is damaged; resume from a checkpoint")
         return batch
+
+    def _await(self, path: Path) -> bool:
+        """Wait for a file, on every rank; False when the run is asked to stop."""
+        while (state := fsdp.broadcast(self._look(path) if fsdp.rank() == 0 else "")) == "wait":
+            pass
+        self.stopping = state == "stop"
+        return not self.stopping
 
     def _look(self, path: Path) -> str:
         request = self.control.stop_request()
@@ -123,7 +141,7 @@ class Trainer:
             except TimeoutError:
                 return "wait"
             if found:
-                return "batch"
+                return "found"
             request = self.control.stop_request()
         self._say(f"stopping after step {self.step}: {request.reason if request else 'asked to'}")
         return "stop"
@@ -145,8 +163,10 @@ class Trainer:
             "timing/wait_batch_s": self.clock.wait_s,
             "timing/publish_s": self.clock.publish_s,
             "timing/step_s": cycle,
-            "perf/trainer_idle/share": self.clock.wait_s / cycle,
+            "perf/trainer_idle/share": (self.clock.wait_s + self.clock.claim_s) / cycle,
         }
+        if self.handover is not None:
+            metrics["timing/wait_claim_s"] = self.clock.claim_s
         self.step, self.progress = batch.step, batch.progress
         self.clock = _Clock(now)
         measured = canaries.after()
@@ -156,8 +176,20 @@ class Trainer:
     def _publish(self, metrics: Metrics, canaries: Sequence[Canary] = ()) -> None:
         begun = time.perf_counter()
         keep = self.config.orchestrator.max_staleness + 2
-        publish(self.learner, self.store, self.step, metrics, keep=keep, canaries=canaries)
-        self.clock.publish_s = time.perf_counter() - begun
+        if self.handover is None:
+            publish(self.learner, self.store, self.step, metrics, keep=keep, canaries=canaries)
+        else:
+            self.handover.announce(self.step, metrics, keep=keep, canaries=canaries)
+            self._hand_over(self.handover)
+        self.clock.publish_s = time.perf_counter() - begun - self.clock.claim_s
+
+    def _hand_over(self, handover: Handover) -> None:
+        """Wait until the engines take what was announced, and give it to them; without them when the run is asked to stop."""
+        begun = time.perf_counter()
+        claimed = self._await(self.store.claim_path(self.step))
+        self.clock.claim_s = time.perf_counter() - begun
+        if claimed:
+            self.stopping = not handover.send()
 
     def _checkpoint(self) -> None:
         folder = save_checkpoint(self.learner, self.run_dir, self.step, self.progress)

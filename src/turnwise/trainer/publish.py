@@ -1,30 +1,30 @@
-"""Publication of policy versions: an adapter in PEFT form, or a Hugging Face folder, with the digest that engines prove."""
+"""Publication of policy versions as files: a PEFT adapter or a Hugging Face folder, with the digest that engines prove."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora import peft_name, save_adapter
 from turnwise.trainer.step import Learner
-from turnwise.transport import Canary, WeightsReady, WeightsStore, served_adapter, tensor_digest
+from turnwise.transport import Canary, Digest, WeightsReady, WeightsStore, served_adapter
 
 
 def full_tensors(learner: Learner) -> dict[str, Tensor]:
     """The policy's whole tensors, on the CPU, under the names of the file; a collective, and empty but on rank 0.
 
-    Adapters stay float32; a whole model gets the type in which it computes, which is what engines load.
+    Adapters stay float32; a whole model gets the type in which it computes.
     """
-    tensors: dict[str, Tensor] = {}
+    return _on_rank_0(learner, torch.float32 if learner.lora else learner.dtype)
+
+
+def whole_tensors(learner: Learner, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Names as in the file and whole tensors, where the policy is, one at a time. Each is a collective."""
     for name, parameter in learner.parameters.items():
-        whole = fsdp.full(parameter)
-        if fsdp.rank() == 0 and learner.lora:
-            tensors[peft_name(name)] = whole.cpu()
-        elif fsdp.rank() == 0:
-            tensors[name] = whole.to("cpu", learner.dtype)
-    return tensors
+        yield peft_name(name) if learner.lora else name, fsdp.full(parameter.detach().to(dtype))
 
 
 class PublishError(Exception):
@@ -81,33 +81,69 @@ def publish(
     Raises:
         PublishError: the file system refused, or the model cannot be published; no part of the version is visible.
     """
-    tensors = full_tensors(learner)
+    digest = Digest()
+    tensors = _on_rank_0(learner, engine_dtype(learner), lambda name, tensor: digest.add(name, _as_served(learner, name, tensor)))
     if fsdp.rank() == 0:
-        tensors, digest = _for_engine(learner, tensors)
         ready = WeightsReady(
             version=version,
             kind="lora" if learner.lora else "full",
             path=str(store.path(version)),
-            digest=digest,
+            digest=digest.hexdigest(),
             metrics=metrics,
             canaries=list(canaries),
         )
-        try:
-            store.publish(ready, lambda folder: write_policy(folder, learner, tensors))
-        except OSError as error:
-            raise PublishError(
-                f"weights of version {version} could not be published: {error}. Nothing of the run is lost: make room or repair "
-                "the file system, then `rl --resume`"
-            ) from error
+        announce(store, ready, lambda folder: write_policy(folder, learner, tensors))
         store.prune(keep)
 
 
-def _for_engine(learner: Learner, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """What an engine reads, and the digest of what it then holds.
+def announce(store: WeightsStore, ready: WeightsReady, fill: Callable[[Path], None]) -> None:
+    """Put a version into the store.
+
+    Raises:
+        PublishError: the file system refused; no part of the version is visible.
+    """
+    try:
+        store.publish(ready, fill)
+    except OSError as error:
+        raise PublishError(
+            f"weights of version {ready.version} could not be published: {error}. Nothing of the run is lost: make room or "
+            "repair the file system, then `rl --resume`"
+        ) from error
+
+
+def engine_dtype(learner: Learner) -> torch.dtype:
+    """The type in which engines read the policy.
 
     vLLM computes adapters in the model's type, as this trainer does, so nothing is lost when they travel in it.
     """
+    return torch.float32 if learner.lora and learner.config.inference.engine != "vllm" else learner.dtype
+
+
+def _as_served(learner: Learner, name: str, tensor: Tensor) -> Tensor:
+    """What an engine holds once it has read a tensor."""
     if learner.lora is None or learner.config.inference.engine != "vllm":
-        return tensors, tensor_digest(tensors)
-    files = {name: tensor.to(learner.dtype) for name, tensor in tensors.items()}
-    return files, tensor_digest(served_adapter(files, dtype=learner.dtype, scale=learner.lora.alpha / learner.lora.rank))
+        return tensor
+    scale = learner.lora.alpha / learner.lora.rank
+    return served_adapter({name: tensor}, dtype=learner.dtype, scale=scale)[name]
+
+
+def _on_rank_0(
+    learner: Learner, dtype: torch.dtype, see: Callable[[str, Tensor], None] = lambda name, tensor: None
+) -> dict[str, Tensor]:
+    """`whole_tensors`, on the CPU of rank 0; `see` gets each of them there while it is still where the policy is."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in whole_tensors(learner, dtype):
+        if fsdp.rank() == 0:
+            see(name, tensor)
+            tensors[name] = tensor if learner.lora else tensor.cpu()
+    return _on_cpu(tensors)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one type from a GPU in one copy, into pinned memory: 500 small copies wait for the GPU 500 times."""
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat)
+    parts = pinned.split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}

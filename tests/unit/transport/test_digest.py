@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.transport import Digest, served_adapter, tensor_digest
+from turnwise.transport import digest as digest_module
 from turnwise.transport.digest import BLOCK, ROWS
 
 
@@ -55,6 +56,19 @@ def test_the_digest_sees_exchanged_elements_within_and_across_blocks(size: int) 
         other = tensor.clone()
         other[first], other[second] = tensor[second], tensor[first]
         assert tensor_digest({"a": other}) != whole
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_a_tensor_of_one_block_is_summed_as_one_of_many(size: int) -> None:
+    """The words of both, by the formula: element i of block b times multiplier i times (b * golden | 1), modulo 2^64."""
+    words = torch.arange(size, dtype=torch.int32) * 7 - 3
+    multipliers = digest_module._multipliers(torch.device("cpu")).tolist()
+    wanted = 0
+    for place, word in enumerate(words.tolist()):
+        block, index = divmod(place, BLOCK)
+        wanted += word * multipliers[index] * (block * digest_module.GOLDEN | 1)
+    found = int(digest_module._word_sum(words))
+    assert (found - wanted) % 2**64 == 0
 
 
 def test_changes_that_cancel_in_a_plain_or_linear_sum_show() -> None:
