@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.config import ConfigError, RLConfig
+from turnwise.inference.wire import FLOAT32_NORMS
 
 VLLM_PYTHON = "TURNWISE_VLLM_PYTHON"  # interpreter of the environment that has vLLM, where it is not this one
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
@@ -116,6 +117,7 @@ def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[
         "worker-extension-cls": VLLM_EXTENSION,
         "trust-remote-code": True if config.model.trust_remote_code else None,
         **_lora_flags(config),
+        "additional-config": {FLOAT32_NORMS: True} if config.inference.noise and config.inference.noise.float32_norms else None,
     }
     if on_gpu:
         flags["gpu-memory-utilization"] = config.gpus.inference_memory
@@ -135,7 +137,15 @@ def _lora_flags(config: RLConfig) -> dict[str, Any]:
     if lora is None:
         return {}
     versions = config.adapter_slots
-    return {"enable-lora": True, "max-loras": versions, "max-cpu-loras": versions, "max-lora-rank": lora_rank_limit(lora.rank)}
+    return {
+        "enable-lora": True,
+        "max-loras": versions,
+        "max-cpu-loras": versions,
+        "max-lora-rank": lora_rank_limit(lora.rank),
+        # without it vLLM wraps the output layer too, and computes prompt logprobs there with the adapter indices of the rows that
+        # it samples: beyond the rows of the prompt on a GPU, an error that ends the engine on a CPU
+        "lora-target-modules": lora.target_modules,
+    }
 
 
 def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:

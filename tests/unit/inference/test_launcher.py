@@ -40,6 +40,8 @@ def test_vllm_serves_the_base_model_and_adapters_with_processed_logprobs() -> No
     assert flag(command.argv, "--served-model-name") == "some/model"
     assert flag(command.argv, "--max-loras") == "4"  # max_staleness 1, and three
     assert flag(command.argv, "--max-lora-rank") == "16"
+    first = command.argv.index("--lora-target-modules") + 1
+    assert command.argv[first : first + 7] == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert flag(command.argv, "--max-model-len") == "2049"
     assert "--enable-lora" in command.argv
     assert "--enforce-eager" not in command.argv
