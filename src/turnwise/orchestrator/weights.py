@@ -47,6 +47,7 @@ class Policy:
         self._unpinned.set()
         self.sampled_tokens = 0  # over the life of the run
         self._unloads: set[asyncio.Task[None]] = set()
+        self._receiving: asyncio.Task[None] | None = None
 
     async def swap(self, ready: WeightsReady) -> None:
         """Serve a version for new requests, after its digest was proven on every engine, and acknowledge it.
@@ -100,9 +101,13 @@ class Policy:
                     self._unpinned.set()
 
     async def close(self) -> None:
-        """Wait for adapters that are being unloaded."""
-        if self._unloads:
-            await asyncio.wait(self._unloads, timeout=CLOSE_TIMEOUT_S)
+        """Wait for adapters that are being unloaded, and for a broadcast that was claimed."""
+        under_way = [*self._unloads, *([self._receiving] if self._receiving is not None else [])]
+        if under_way:
+            done, _ = await asyncio.wait(under_way, timeout=CLOSE_TIMEOUT_S)
+            for failed in (task.exception() for task in done if not task.cancelled()):
+                if failed is not None:  # who waited for it has been told, or has ended
+                    logger.warning("at the end of the run: %s", failed)
 
     @property
     def requests(self) -> int:
@@ -122,14 +127,18 @@ class Policy:
         await self._unpinned.wait()
         await self.client.pause()
         if ready.transfer == "broadcast":
-            manifest = Manifest.read(Path(ready.path))
-            self.store.claim(ready.version)  # the trainer, which has waited for this, sends now
-            await self.client.receive_weights(ready.rendezvous, ready.path, workers=manifest.world_size - 1)
+            self._receiving = asyncio.create_task(self._receive(ready))
+            await asyncio.shield(self._receiving)  # once claimed, a version is received, also when the run ends meanwhile
         else:
             await self.client.reload_weights(ready.path)
         self._prove(ready, await self.client.digest(None))
         self.client.set_served(ready.version)
         await self.client.resume()
+
+    async def _receive(self, ready: WeightsReady) -> None:
+        manifest = Manifest.read(Path(ready.path))
+        self.store.claim(ready.version)  # the trainer, which has waited for this, sends now
+        await self.client.receive_weights(ready.rendezvous, ready.path, workers=manifest.world_size - 1)
 
     def _prove(self, ready: WeightsReady, digests: Sequence[str]) -> None:
         for engine, digest in enumerate(digests):

@@ -153,6 +153,31 @@ async def test_a_broadcast_is_claimed_once_the_engines_are_paused_and_received_b
         assert (store.served(), policy.client.served) == (5, 5)
 
 
+async def test_a_broadcast_that_was_claimed_is_received_although_the_run_ends(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+):
+    """The trainer sends once it is claimed, and would wait for engines that nobody told."""
+    received: list[str] = []
+
+    async def receive_weights(rendezvous: str, folder: str, *, workers: int) -> None:
+        await asyncio.sleep(0.2)
+        received.append(folder)
+
+    ready = WeightsReady(1, "full", str(store.path(1)), "a" * 64, transfer="broadcast", rendezvous="127.0.0.1:7")
+    store.publish(ready, Manifest(1, "gloo", 2, []).write)
+    async with serving(ScriptedEngine(digest="a" * 64), store) as policy:
+        monkeypatch.setattr(policy.client, "receive_weights", receive_weights)
+        swap = asyncio.create_task(policy.swap(ready))
+        for _ in range(500):
+            await asyncio.sleep(0 if store.claim_path(1).exists() else 0.01)
+        swap.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+        assert received == []
+    assert received == [str(store.path(1))]
+    assert policy.version == -1
+
+
 async def test_a_broadcast_under_an_evaluation_is_not_claimed(store: WeightsStore):
     engine = ScriptedEngine(digest="a" * 64)
     ready = WeightsReady(1, "full", str(store.path(1)), "a" * 64, transfer="broadcast", rendezvous="127.0.0.1:7")
