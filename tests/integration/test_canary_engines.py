@@ -80,16 +80,15 @@ async def follow(client: InferenceClient, store: WeightsStore) -> tuple[dict[str
 
 @pytest.mark.parametrize("kind", ENGINES)
 async def test_a_right_engine_shows_every_step_of_the_trainer(kind: str, model: Path, tmp_path: Path) -> None:
-    """In float32 to a thousandth; in bfloat16 as much as rounding leaves."""
+    """Of several canaries at a time: vLLM once took the adapters of other rows for those of a prompt."""
     dtype = "bfloat16" if kind == "vllm" else "float32"
     (tmp_path / "engine").mkdir()
     store = await asyncio.to_thread(train, config_of(model, tmp_path / "run", kind, dtype, LORA))
     with started(kind, model, tmp_path / "engine", lora=LORA, dtype=dtype) as served:
         async with connected(served) as client:
             metrics, version = await follow(client, store)
-    print(metrics)
     assert version == STEPS
-    tolerance = 0.25 if kind == "vllm" else 1e-3
+    tolerance = 0.02 if kind == "vllm" else 1e-3
     assert metrics["canary/change_shown/mean"] == pytest.approx(1, abs=tolerance)
     assert metrics["canary/adapter_shown/mean"] == pytest.approx(1, abs=tolerance)
     assert metrics["canary/noise/mean"] < (0.05 if kind == "vllm" else 1e-4)
@@ -103,9 +102,8 @@ async def test_an_engine_with_full_weights_shows_every_step(kind: str, model: Pa
     with started(kind, model, tmp_path / "engine", lora=None, dtype=dtype) as served:
         async with connected(served) as client:
             metrics, version = await follow(client, store)
-    print(metrics)
     assert version == STEPS
-    assert metrics["canary/change_shown/mean"] == pytest.approx(1, abs=0.25 if kind == "vllm" else 1e-3)
+    assert metrics["canary/change_shown/mean"] == pytest.approx(1, abs=0.02 if kind == "vllm" else 1e-3)
 
 
 class FaultyDecoder(LeanDecoder):
