@@ -16,6 +16,7 @@ from turnwise.inference.wire import FLOAT32_NORMS
 VLLM_PYTHON = "TURNWISE_VLLM_PYTHON"  # interpreter of the environment that has vLLM, where it is not this one
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
 VLLM_EXTENSION = "turnwise.inference.vllm_worker.WorkerExtension"
+VLLM_ROUTE = "turnwise.inference.vllm_route.TokenRoute"
 ENGINE_PATH = Path(__file__).parent / "engine_path"  # holds this package, and nothing else of its environment
 VLLM_SEQUENCES = 256  # decoded together by default; on GPUs of 70 GiB and more 1,024
 VLLM_MOST_SEQUENCES = 1024  # each costs memory for its logits and a place in the tables of adapters
@@ -115,6 +116,7 @@ def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[
         "uvicorn-log-level": "warning",
         "disable-uvicorn-access-log": True,
         "worker-extension-cls": VLLM_EXTENSION,
+        "middleware": VLLM_ROUTE,
         "trust-remote-code": True if config.model.trust_remote_code else None,
         **_lora_flags(config),
         "additional-config": {FLOAT32_NORMS: True} if config.inference.noise and config.inference.noise.float32_norms else None,
@@ -182,13 +184,13 @@ def _max_model_len(config: RLConfig) -> int:
 
 
 def _argv(flags: Mapping[str, Any]) -> list[str]:
-    """Command-line flags: True and False become `--key` and `--no-key`, None is left out, tables become JSON."""
+    """Command-line flags: True and False become `--key` and `--no-key`, None and [] are left out, tables become JSON."""
     argv: list[str] = []
     for key, value in flags.items():
         if isinstance(value, bool):
             argv.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, list):
-            argv += [f"--{key}", *(str(item) for item in value)]
+            argv += [f"--{key}", *(str(item) for item in value)] if value else []
         elif isinstance(value, dict):
             argv += [f"--{key}", json.dumps(value)]
         elif value is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from turnwise.transport import WeightsReady, WeightsStore
 
-POLL_S = 0.02  # a stat() of a missing file costs about 2 us
+POLL_S = 0.005  # a stat() of a missing file costs about 2 us, and a step without staleness waits for this
 
 
 class TrainerSilent(Exception):

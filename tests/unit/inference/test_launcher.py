@@ -60,6 +60,13 @@ def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.Mon
     assert command.env["PYTHONPATH"] == str(launcher.ENGINE_PATH)
 
 
+def test_vllm_answers_token_requests_the_short_way_unless_told_otherwise() -> None:
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert flag(command.argv, "--middleware") == "turnwise.inference.vllm_route.TokenRoute"
+    (plain,) = engine_commands(config(engine="vllm", vllm={"middleware": []}), Path("c"), gpus=[0])
+    assert "--middleware" not in plain.argv
+
+
 def test_on_that_path_another_interpreter_finds_this_package_and_nothing_else_of_its_environment(tmp_path: Path) -> None:
     code = (
         "import importlib.util, turnwise.kernels\n"
