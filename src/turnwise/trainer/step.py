@@ -200,14 +200,14 @@ def _largest_mismatch(difference: Tensor, batch: MicroBatch) -> Tensor:
     """Of a token, and of a sample's mean: the values of `LARGEST`."""
     if not len(difference):
         return torch.zeros(len(LARGEST), dtype=torch.float64, device=difference.device)
-    sums = difference.new_zeros(len(batch.rollout_tokens)).index_add(0, batch.segment_ids, _kl(difference))
-    means = sums / torch.bincount(batch.segment_ids, minlength=len(sums))
-    return torch.stack([difference.abs().max(), means.max()]).double()
+    kl = _kl(difference)
+    means = kl.new_zeros(len(batch.rollout_tokens)).index_add(0, batch.segment_ids, kl) / batch.segment_ids.bincount()
+    return torch.stack([difference.abs().max().double(), means.max()])
 
 
 def _kl(difference: Tensor) -> Tensor:
-    """Estimate of KL(engine || trainer) from tokens of the engine (k3)."""
-    clamped = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """Estimate of KL(engine || trainer) from tokens of the engine (k3), in float64: in float32 it drowns below 1e-7."""
+    clamped = difference.double().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return clamped.exp() - clamped - 1
 
 
