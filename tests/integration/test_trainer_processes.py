@@ -118,6 +118,7 @@ def test_four_steps_equal_two_and_a_resume_and_two_to_the_bit(runs: Runs, tmp_pa
         assert announcement(resumed, version).digest == announcement(straight, version).digest
     for version in (3, 4):
         assert measured(announcement(resumed, version)) == measured(announcement(straight, version))
+        assert announcement(resumed, version).canaries == announcement(straight, version).canaries
     assert checkpoint_steps(run_dir.root) == [2, 4]
 
 
@@ -128,6 +129,11 @@ def test_two_ranks_equal_one(runs: Runs, variant: str, alone: str) -> None:
         torch.testing.assert_close(weights(two, version), weights(one, version), rtol=1e-4, atol=2e-6)
     for version in range(1, STEPS + 1):
         assert measured(announcement(two, version)) == pytest.approx(measured(announcement(one, version)), rel=1e-3, abs=1e-5)
+    for version in range(1, STEPS + 1):
+        for mine, other in zip(announcement(two, version).canaries, announcement(one, version).canaries, strict=True):
+            assert mine.token_ids == other.token_ids
+            for name in ("logprobs", "before", "base"):
+                assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=1e-4)
     moved = sum(float((weights(one)[name] - weights(one, 0)[name]).square().sum()) for name in weights(one)) ** 0.5
     assert moved > 1e-2  # there was something to get wrong
 
