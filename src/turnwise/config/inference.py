@@ -35,11 +35,15 @@ class NoiseConfig(Config):
     """Sigma of the last stage."""
 
     stages: int = Field(default=10, ge=3)
-    """Stages of equal length, the first without noise; from the second to the last sigma falls geometrically."""
+    """Stages of equal length over the run, the first without noise; from the second to the last sigma falls geometrically."""
 
     epoch_aware: bool = False
-    """Begin the stages again in every epoch, each between the values that a geometric decay over the epochs gives. When false
-    they stretch over the whole run."""
+    """Lay the stages out anew in every epoch: one interval without noise, then `stages` with it, between the values that a
+    geometric decay over the epochs gives."""
+
+    float32_norms: bool = True
+    """Have vLLM hold these norms in float32. In bfloat16 a sigma below 0.003 hardly changes any weight near 1. The embedded engine
+    holds norms with noise in float32 in any case."""
 
 
 class InferenceConfig(Config):

@@ -12,8 +12,9 @@ import msgspec
 from turnwise.inference.administration import ADMIN_TIMEOUT_S, CONNECT_TIMEOUT_S, TRANSPORT_ERRORS, Administration, backoff
 from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
+from turnwise.inference.gate import Gate, Open
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, error_message
+from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, NoiseReport, error_message, noise_reports
 from turnwise.transport import adapter_name
 
 REPAUSE_S = 0.25  # a pause reaches an engine in milliseconds, and so do requests that were sent before it
@@ -37,8 +38,7 @@ class InferenceClient:
         self.max_retries = max_retries
         self.served = 0  # version of the full weights; LoRA requests name theirs
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        self._running = asyncio.Event()  # cleared between pause() and resume()
-        self._running.set()
+        self._gate = Gate()  # closed between pause() and resume()
         self._decoder = msgspec.json.Decoder(CompletionResponse)
         self._encoder = msgspec.json.Encoder()
         self._session: aiohttp.ClientSession | None = None
@@ -73,12 +73,14 @@ class InferenceClient:
         seed: int | None,
         stop_token_ids: Sequence[int],
         affinity: str | None = None,
+        evaluation: bool = False,
     ) -> Completion:
         """Sample one reply. An abort (weight swap) is taken up again from the tokens that are already there.
 
         Args:
             version: LoRA version to sample from; None for the full weights, whatever version they are.
             affinity: conversation; its turns prefer one replica, whose prefix cache knows the prompt.
+            evaluation: whether the request goes on after `resume(evaluation=True)`.
 
         Raises:
             EngineError: the engine refused the request.
@@ -99,7 +101,7 @@ class InferenceClient:
         logprobs: list[float] = []
         spans: list[tuple[int, int]] = []
         while True:
-            choice_ids, choice_logprobs, reason, served = await self._complete(request, affinity)
+            choice_ids, choice_logprobs, reason, served = await self._complete(request, affinity, evaluation)
             ids += choice_ids
             logprobs += choice_logprobs
             if choice_ids:
@@ -170,7 +172,7 @@ class InferenceClient:
         Raises:
             EngineUnavailable: a request did not come back within `ADMIN_TIMEOUT_S`.
         """
-        self._running.clear()
+        self._gate.set(Open.NONE)
         deadline = time.monotonic() + ADMIN_TIMEOUT_S
         while True:
             await self._engines.post("/pause?mode=abort")
@@ -179,8 +181,11 @@ class InferenceClient:
             if time.monotonic() > deadline:
                 raise EngineUnavailable(f"requests were still under way {ADMIN_TIMEOUT_S:g} s after POST /pause?mode=abort")
 
-    async def resume(self) -> None:
+    async def resume(self, *, evaluation: bool = False) -> None:
         """Go on after `pause()`, with an empty prefix cache: its blocks belong to the weights before.
+
+        Args:
+            evaluation: whether only requests of evaluations go on; the others wait for a `pause` and a `resume` of their own.
 
         Raises:
             EngineError: an engine still holds blocks of requests from before the pause, and cannot empty it.
@@ -189,7 +194,7 @@ class InferenceClient:
             if answer and not msgspec.json.decode(answer, type=CacheReset).success:
                 raise EngineError("POST /reset_prefix_cache: the engine could not empty its prefix cache")
         await self._engines.post("/resume")
-        self._running.set()
+        self._gate.set(Open.EVALUATION if evaluation else Open.ALL)
 
     async def reload_weights(self, path: str) -> None:
         """Replace the full weights on every replica by the checkpoint folder `path`; call between pause and resume."""
@@ -211,6 +216,19 @@ class InferenceClient:
         first_ranks = [1 + index * each for index in range(len(self.replicas.all))]  # rank 0 is the trainer
         await self._engines.rpc_once("receive_weights", [[rendezvous, folder, rank] for rank in first_ranks])
 
+    async def apply_noise(self, sigma: float, seed: int) -> list[NoiseReport]:
+        """Set the norms of every worker to their clean weights plus N(0, sigma), or for sigma = 0 to these alone; call between
+        pause and resume.
+
+        Returns:
+            What each worker of each engine holds now.
+
+        Raises:
+            EngineError: an engine refused it, or a worker did not say what it holds.
+            EngineUnavailable: an engine did not answer.
+        """
+        return noise_reports(await self._engines.rpc("apply_noise", sigma, seed))
+
     async def wait_healthy(self, timeout_s: float) -> None:
         """Wait until every replica answers `/health`.
 
@@ -219,9 +237,11 @@ class InferenceClient:
         """
         await self._engines.wait_healthy(timeout_s)
 
-    async def _complete(self, request: CompletionRequest, affinity: str | None) -> tuple[list[int], list[float], str, int]:
+    async def _complete(
+        self, request: CompletionRequest, affinity: str | None, evaluation: bool
+    ) -> tuple[list[int], list[float], str, int]:
         """Ids, their logprobs, why they end, and the version of the full weights that sampled them."""
-        answer, served = await self._post_completion(request, affinity)
+        answer, served = await self._post_completion(request, affinity, evaluation=evaluation)
         choice = answer.choices[0]
         if choice.token_ids is None or choice.finish_reason is None:
             raise EngineError("the engine's reply has no token_ids or finish_reason; it must support return_token_ids")
@@ -231,7 +251,7 @@ class InferenceClient:
         return choice.token_ids, logprobs, choice.finish_reason, served
 
     async def _post_completion(
-        self, request: CompletionRequest, affinity: str | None, only: Replica | None = None
+        self, request: CompletionRequest, affinity: str | None, only: Replica | None = None, *, evaluation: bool = False
     ) -> tuple[CompletionResponse, int]:
         """The answer, and the version that was served when the request was sent; `pause` waits for it before that changes."""
         body = self._encoder.encode(request)
@@ -240,7 +260,7 @@ class InferenceClient:
         for attempt in range(self.max_retries + 1):
             if attempt:
                 await asyncio.sleep(backoff(attempt))
-            await self._wait_resumed()
+            await self._wait_resumed(evaluation)
             replica = only or self.replicas.choose(affinity, failed)
             served = self.served
             replica.sent()
@@ -264,11 +284,9 @@ class InferenceClient:
             failed.append(replica)
         raise EngineUnavailable(f"no completion after {self.max_retries + 1} attempts; the last one: {reason}")
 
-    async def _wait_resumed(self) -> None:
-        if self._running.is_set():
-            return
+    async def _wait_resumed(self, evaluation: bool) -> None:
         try:
-            await asyncio.wait_for(self._running.wait(), self._timeout.total)
+            await self._gate.passed(evaluation=evaluation, timeout_s=self._timeout.total)
         except TimeoutError:
             raise EngineUnavailable(f"generation was paused for more than {self._timeout.total} s") from None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from turnwise.inference.vllm_layers import CannotRead, Group, check_names, kinds, whole
+from turnwise.inference.vllm_noise import PUBLISHED
 
 PLAIN = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"})  # vLLM's handling of weights as they were published
 DEFAULT_LOADER = "default_weight_loader"
@@ -58,7 +59,7 @@ def _published(names: list[str], attribute: str, layer: Any, part: Tensor, group
             slices = [whole(s, group, dim=0, replicas=_replicas(layer, index)) for index, s in enumerate(slices)]
         yield from zip(names, slices if len(names) > 1 else [torch.cat(tuple(slices))], strict=True)
     else:
-        yield names[0], part
+        yield names[0], part.to(getattr(layer, PUBLISHED, part.dtype))
 
 
 def _names(path: str, packed: Mapping[str, Sequence[str]]) -> list[str]:

@@ -14,16 +14,18 @@ from vllm.distributed import get_pp_group, get_tp_group  # pyright: ignore[repor
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager  # pyright: ignore[reportMissingImports]
 from vllm.model_executor.utils import get_packed_modules_mapping  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+from vllm.v1.worker.gpu_worker import Worker  # pyright: ignore[reportMissingImports]
 
 from turnwise.inference.vllm_adapters import activate, remember_requests, resident_adapter
 from turnwise.inference.vllm_base import resident_weights
 from turnwise.inference.vllm_broadcast import ReceivesWeights
 from turnwise.inference.vllm_layers import CannotRead, Group
 from turnwise.inference.vllm_load import repack_outputs_after_reload
+from turnwise.inference.vllm_noise import AddsNoise, make_norms_float32_at_load
 from turnwise.transport.digest import Digest
 
 
-class WorkerExtension(ReceivesWeights):
+class WorkerExtension(ReceivesWeights, AddsNoise):
     """Methods that `/collective_rpc` calls on every worker.
 
     vLLM adds this class to the bases of its own, so that `self` is a worker; no name may be that of an attribute of vLLM's.
@@ -70,6 +72,7 @@ def _group() -> Group:
 
 
 remember_requests(LRUCacheWorkerLoRAManager)
+make_norms_float32_at_load(Worker)  # of GPUs, from which that of CPUs derives
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner  # pyright: ignore[reportMissingImports]
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 
+from turnwise.inference.errors import EngineError
+
+FLOAT32_NORMS = "turnwise_float32_norms"  # in vLLM's additional_config, which also keeps compiled code of the two types apart
+
 
 class CompletionRequest(msgspec.Struct, omit_defaults=True):
     """Body of `POST /v1/completions` with a prompt of token ids."""
@@ -56,6 +60,35 @@ class RpcResponse(msgspec.Struct):
     """Answer of `POST /collective_rpc`: one result for each worker of the engine."""
 
     results: list[Any] = []
+
+
+class NormReport(msgspec.Struct):
+    """One norm after `apply_noise`, read back from where requests read it."""
+
+    name: str
+    elements: int
+    sigma: float  # root mean square of what its weight differs by from the clean one
+    changed: float  # share of elements that differ
+    resolution: float  # how far rounding to the weight's type may have moved sigma
+
+
+class NoiseReport(msgspec.Struct):
+    """Answer of a worker to `apply_noise`."""
+
+    digest: str  # `tensor_digest` of the weights of all norms
+    norms: list[NormReport]
+
+
+def noise_reports(results: Sequence[Sequence[Any]]) -> list[NoiseReport]:
+    """The reports of all workers, from the answers of `apply_noise` of each engine.
+
+    Raises:
+        EngineError: a worker answered something else.
+    """
+    try:
+        return [msgspec.convert(worker, NoiseReport) for engine in results for worker in engine]
+    except msgspec.ValidationError as error:
+        raise EngineError(f"apply_noise: a worker did not say what its norms hold: {error}") from error
 
 
 class CacheReset(msgspec.Struct):

@@ -17,6 +17,7 @@ from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.launcher import engine_commands
 from turnwise.orchestrator.filters import NoSignal
 from turnwise.orchestrator.loop import Orchestrator
+from turnwise.orchestrator.noise import WrongNoise
 from turnwise.orchestrator.record import say
 from turnwise.orchestrator.scheduler import TooManyErrors
 from turnwise.orchestrator.versions import TrainerSilent
@@ -29,6 +30,7 @@ EXPECTED = (
     NoSignal,
     TooManyErrors,
     TrainerSilent,
+    WrongNoise,
     WrongWeights,
     EngineError,
     EngineUnavailable,

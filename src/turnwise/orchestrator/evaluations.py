@@ -48,8 +48,13 @@ class Evaluations:
 
     @property
     def training_waits(self) -> bool:
-        """Whether so many evaluations are behind that their pinned versions would fill the engines' adapter slots."""
-        return self.open >= MOST_OPEN
+        """Whether so many evaluations are behind that their pinned versions would fill the engines' adapter slots; with noise,
+        whether any is, since it needs norms without."""
+        return self.open >= (1 if self._always_alone else MOST_OPEN)
+
+    @property
+    def _always_alone(self) -> bool:
+        return self.policy.noise is not None
 
     def due(self, version: int) -> bool:
         """Whether a version is to be evaluated and has not been (a resumed run keeps what it knew)."""
@@ -83,9 +88,10 @@ class Evaluations:
         with pin:
             if before is not None:
                 await asyncio.wait([before])
-            share = max(1, self.max_inflight // (1 if alone else SHARE))
+            share = max(1, self.max_inflight // (1 if alone or self._always_alone else SHARE))
             say(f"evaluating policy v{version}: {len(self.evaluator.specs())} held-out rollouts, {share} at a time")
-            result = await self.evaluator.run(self.policy, version, concurrency=share, progress=_told_now_and_then())
+            async with self.policy.without_noise():
+                result = await self.evaluator.run(self.policy, version, concurrency=share, progress=_told_now_and_then())
         self.open -= 1
         self._heed(self.recorder.evaluated(result))
         self._changed()

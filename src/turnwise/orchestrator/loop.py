@@ -21,6 +21,7 @@ from turnwise.orchestrator.evaluate import Evaluator
 from turnwise.orchestrator.evaluations import Evaluations
 from turnwise.orchestrator.filters import Fate
 from turnwise.orchestrator.metrics import batch_metrics
+from turnwise.orchestrator.noise import EngineNoise
 from turnwise.orchestrator.record import Recorder, say, say_again
 from turnwise.orchestrator.rollout import Player, RolloutSpec
 from turnwise.orchestrator.scheduler import Scheduler
@@ -63,9 +64,11 @@ class Orchestrator:
         self.threads = EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
         self.player = Player.of(config, chat, self.threads)
-        self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots)
+        setups = load_setups(settings.env, "train")
+        noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
+        self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots, noise=noise)
         self.canaries = CanaryWatch(self.policy, self.group)
-        self.buffer = TaskBuffer(load_setups(settings.env, "train"), settings.buffer, config.seed)
+        self.buffer = TaskBuffer(setups, settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))
         self.admission = Admission(max_waiting_share=config.inference.max_waiting_share, most=settings.inflight_limit)
         self.scheduler = Scheduler(
@@ -108,7 +111,10 @@ class Orchestrator:
         try:
             async with self.group:
                 stopping = watch_stop(self.control, ending=lambda: self.ending is not None)
-                helpers = [self.group.create_task(stopping), self.group.create_task(self._beat())]
+                helpers = [
+                    self.group.create_task(stopping),
+                    self.group.create_task(self.pulse.beat(self.status_file, self._status)),
+                ]
                 await self._serve_first()
                 helpers.append(self.group.create_task(self.engines.watch(self._load_told)))
                 batches = self.group.create_task(self._make_batches())
@@ -158,10 +164,10 @@ class Orchestrator:
             if not skippable or self.evaluations.due(version):
                 await self.policy.swap(ready)
                 self.canaries.ask(ready)
+                self._evaluate_if_due(version)  # before rollouts begin: with noise it has the engines to itself
                 self._admit()  # at once: the engines may stand idle
             measured = {**self.pulse.take(), **self.balance.take(), **self.canaries.take()}
             self._heed(self.recorder.trained(ready, {"timing/swap_s": self.policy.swap_s, **measured}))
-            self._evaluate_if_due(version)
 
     async def _await_version(self, version: int) -> WeightsReady | None:
         """None when a verdict ends the run before the version comes."""
@@ -251,15 +257,12 @@ class Orchestrator:
     def _write(self, builder: BatchBuilder, progress: Progress, seconds: float) -> dict[str, float]:
         """Write a batch with its trajectories, off the event loop, and return its metrics."""
         samples = builder.samples()
-        metrics = batch_metrics(builder, samples, seconds=seconds, served=self.policy.version)
+        metrics = batch_metrics(builder, samples, seconds=seconds, served=self.policy.version) | self.policy.noise_metrics()
         write_trajectories(self.trajectories, builder)
         self.log.write(builder.build(samples, progress, metrics))
         return metrics
 
     # --- beside the work ----------------------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        await self.pulse.beat(self.status_file, self._status)
 
     def _load_told(self) -> None:
         """The engines have said how busy they are."""

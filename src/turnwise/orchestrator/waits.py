@@ -14,7 +14,7 @@ class Blocked(StrEnum):
     INFLIGHT = "inflight"  # `max_inflight` are in flight
     LOAD = "load"  # the engines are saturated
     STALENESS = "staleness"  # one more would be older than `max_staleness` allows: rollouts wait for the trainer
-    EVALUATION = "evaluation"  # evaluations hold the adapter slots
+    EVALUATION = "evaluation"  # evaluations hold the adapter slots, or, with noise, the engines
     END = "end"  # the last batches are under way, or the run ends
 
 

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from turnwise.inference.client import Completion, InferenceClient
 from turnwise.inference.errors import EngineError, EngineUnavailable
+from turnwise.orchestrator.noise import EngineNoise
 from turnwise.transport import Manifest, Served, WeightsReady, WeightsStore
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,25 @@ class Policy:
     """The policy as engines serve it. LoRA versions live side by side; full weights are replaced in place, which waits for pins:
     a trainer that hands them over by broadcast waits for an evaluation, too.
 
+    All requests of an engine share its norms. Where these get noise, a version changes them between a pause and a resume; that
+    waits for pins, too, since what is pinned is to be sampled without noise.
+
     Args:
         max_loaded: adapters that an engine may hold; a swap waits for the last request of an old one where all are in use.
+        noise: in the norms, for everything but pinned versions; None for none.
     """
 
     def __init__(
-        self, client: InferenceClient, store: WeightsStore, *, stop_ids: Sequence[int], max_loaded: int | None = None
+        self,
+        client: InferenceClient,
+        store: WeightsStore,
+        *,
+        stop_ids: Sequence[int],
+        max_loaded: int | None = None,
+        noise: EngineNoise | None = None,
     ) -> None:
         self.client, self.store, self.stop_ids, self.max_loaded = client, store, list(stop_ids), max_loaded
+        self.noise = noise
         self.version = -1  # newest served; -1 before the first
         self.kind = "lora"
         self.swap_s = 0.0  # seconds of the newest swap
@@ -43,7 +55,7 @@ class Policy:
         self._leaving: set[int] = set()  # being unloaded
         self._freed = asyncio.Event()  # an adapter was unloaded
         self._pins = 0
-        self._unpinned = asyncio.Event()  # full weights may be replaced
+        self._unpinned = asyncio.Event()  # full weights may be replaced, and noise changed
         self._unpinned.set()
         self.sampled_tokens = 0  # over the life of the run
         self._unloads: set[asyncio.Task[None]] = set()
@@ -54,6 +66,7 @@ class Policy:
 
         Raises:
             WrongWeights: an engine holds other tensors than the trainer published.
+            WrongNoise: an engine's norms are not those that the version is to be sampled with.
             EngineError, EngineUnavailable: an engine refused or did not answer.
         """
         started = time.perf_counter()
@@ -81,6 +94,7 @@ class Policy:
                     seed=seed,
                     stop_token_ids=self.stop_ids,
                     affinity=affinity,
+                    evaluation=version is not None,
                 )
             self.sampled_tokens += len(reply.token_ids)
             return reply
@@ -100,6 +114,26 @@ class Policy:
                 if not self._pins:
                     self._unpinned.set()
 
+    @asynccontextmanager
+    async def without_noise(self) -> AsyncGenerator[None]:
+        """Engines with clean norms, for requests of pinned versions alone: all others stop where they are, and go on afterwards
+        with the noise as it was. Without noise in the run nothing happens.
+
+        Raises:
+            WrongNoise: the norms of an engine are not the clean ones; or, at the end, not those with noise.
+            EngineError, EngineUnavailable: an engine refused or did not answer.
+        """
+        if self.noise is None:
+            yield
+            return
+        await self.client.pause()
+        await self.noise.clear()
+        await self.client.resume(evaluation=True)
+        yield
+        await self.client.pause()
+        await self.noise.apply(self.version)
+        await self.client.resume()
+
     async def close(self) -> None:
         """Wait for adapters that are being unloaded, and for a broadcast that was claimed."""
         under_way = [*self._unloads, *([self._receiving] if self._receiving is not None else [])]
@@ -108,6 +142,10 @@ class Policy:
             for failed in (task.exception() for task in done if not task.cancelled()):
                 if failed is not None:  # who waited for it has been told, or has ended
                     logger.warning("at the end of the run: %s", failed)
+
+    def noise_metrics(self) -> dict[str, float]:
+        """Of the noise with which training rollouts are sampled."""
+        return {} if self.noise is None else self.noise.metrics()
 
     @property
     def requests(self) -> int:
@@ -121,17 +159,27 @@ class Policy:
         await self.client.load_adapter(ready.version, ready.path)
         self._loaded.add(ready.version)
         self._prove(ready, await self.client.digest(ready.version))
+        if self.noise is not None and self.noise.due(ready.version):
+            await self._unpinned.wait()
+            await self.client.pause()
+            await self.noise.apply(ready.version)
+            await self.client.resume()
 
     async def _replace(self, ready: WeightsReady) -> None:
         """Full weights. Engines sample nothing between the pause and the proof, and nothing any more where it fails."""
         await self._unpinned.wait()
         await self.client.pause()
+        if self.noise is not None:
+            await self.noise.clear()  # what is to be replaced and proven are the weights without it
+            self.noise.base_replaced()
         if ready.transfer == "broadcast":
             self._receiving = asyncio.create_task(self._receive(ready))
             await asyncio.shield(self._receiving)  # once claimed, a version is received, also when the run ends meanwhile
         else:
             await self.client.reload_weights(ready.path)
         self._prove(ready, await self.client.digest(None))
+        if self.noise is not None:
+            await self.noise.apply(ready.version)
         self.client.set_served(ready.version)
         await self.client.resume()
 

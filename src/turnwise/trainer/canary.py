@@ -32,7 +32,9 @@ class Canaries:
     def __init__(self, learner: Learner, batch: Batch) -> None:
         begun = time.perf_counter()
         self.learner = learner
-        self.sequences = choose(batch.samples, count=learner.config.trainer.canaries, longest=_longest(learner, batch))
+        noisy = learner.config.inference.noise is not None  # engines compute with another policy on purpose: nobody would ask
+        count = 0 if noisy else learner.config.trainer.canaries
+        self.sequences = choose(batch.samples, count=count, longest=_longest(learner, batch))
         self.before = measure(learner, self.sequences)
         self.seconds = time.perf_counter() - begun  # spent on them so far
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from turnwise.inference.embedded.sequence import Sequence
+from turnwise.inference.norms import Norm
 
 
 class Decoder(Protocol):
@@ -53,6 +54,10 @@ class Decoder(Protocol):
 
     def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
         """`reload` from tensors under their checkpoint names, which are copied."""
+        ...
+
+    def norms(self) -> Seq[Norm]:
+        """The norms that noise may be added to; nothing may be running while it is."""
         ...
 
     def reset_prefix_cache(self) -> None: ...

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from turnwise.inference.embedded.loading import load_model, model_with
 from turnwise.inference.embedded.lora import AdapterError, read_config, read_tensors
 from turnwise.inference.embedded.sequence import Sequence
+from turnwise.inference.norms import Norm, module_norms
 from turnwise.transport import tensor_digest
 
 
@@ -94,6 +95,9 @@ class GenericDecoder:
         self._check_bare()
         self._base = model_with(dict(pairs), type(self._base), self._base.config, self._base.dtype)
         self._peft = None
+
+    def norms(self) -> Seq[Norm]:
+        return module_norms(self._base)
 
     def _check_bare(self) -> None:
         if self._tensors:

@@ -55,8 +55,23 @@ class Layer:
     k_norm: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class LeanNorm:
+    """See `turnwise.inference.norms.Norm`: whatever is written is what the forward pass uses, in its own type."""
+
+    name: str
+    holder: "LeanModel | Layer"
+    attribute: str
+
+    def read(self) -> Tensor:
+        return getattr(self.holder, self.attribute)
+
+    def write(self, value: Tensor) -> None:
+        setattr(self.holder, self.attribute, value)
+
+
 class LeanModel:
-    """Weights and forward pass. `layers` and the attributes below are read-only."""
+    """Weights and forward pass. `layers` and the attributes below are read-only, but for norms through `norms`."""
 
     def __init__(self, model: Any, max_length: int) -> None:
         config = model.config
@@ -130,6 +145,15 @@ class LeanModel:
                 if norm is not None:
                     yield f"{name}.self_attn.{key}.weight", norm
 
+    def norms(self) -> "list[LeanNorm]":
+        """The norms but those of queries and keys."""
+        found = [LeanNorm("model.norm", self, "norm")]
+        for index, layer in enumerate(self.layers):
+            name = f"model.layers.{index}"
+            found.append(LeanNorm(f"{name}.input_layernorm", layer, "input_norm"))
+            found.append(LeanNorm(f"{name}.post_attention_layernorm", layer, "post_norm"))
+        return found
+
     def _rotate(self, layer: Layer, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Normalise (Qwen3) and rotate queries and keys in place."""
         n = self.heads
@@ -143,10 +167,13 @@ class LeanModel:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square normalisation, in float32 up to the multiplication by the weight, as transformers does it."""
+    """Root-mean-square normalisation, in float32 up to the multiplication by the weight, as transformers does it.
+
+    The weight may be float32 where `x` is not: one rounding, as of a product in the type of `x`.
+    """
     h = x.float()
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * h.to(x.dtype)
+    return (weight * h.to(x.dtype)).to(x.dtype)
 
 
 def _layer(layer: Any) -> Layer:

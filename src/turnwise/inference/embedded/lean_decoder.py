@@ -15,6 +15,7 @@ from turnwise.inference.embedded.kv import KVRows, Prefix, PrefixCache
 from turnwise.inference.embedded.lean import LeanModel
 from turnwise.inference.embedded.loading import lean_with, load_lean
 from turnwise.inference.embedded.sequence import Sequence
+from turnwise.inference.norms import Norm
 from turnwise.transport import tensor_digest
 
 HEAD_CHUNK = 256  # positions whose logits are held at once for prompt_logprobs: 50 MB at 49k vocabulary
@@ -94,6 +95,9 @@ class LeanDecoder:
 
     def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
         self._use(lean_with(dict(pairs), self.model))
+
+    def norms(self) -> Seq[Norm]:
+        return self.model.norms()
 
     def _use(self, model: LeanModel) -> None:
         self.model = model

@@ -27,6 +27,7 @@ from turnwise.inference.embedded.protocol import (
 )
 from turnwise.inference.embedded.sequence import Sequence
 from turnwise.inference.inbox import WeightsInbox
+from turnwise.inference.norms import NormNoise
 from turnwise.transport import BroadcastError
 
 MAX_BODY = 64 * 2**20
@@ -50,6 +51,7 @@ class Server:
         self._retiring: set[str] = set()  # adapters that take no new requests
         self._numbers = itertools.count()
         self._inbox = WeightsInbox()
+        self._noise = NormNoise()  # used in the engine's thread
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors])
@@ -219,6 +221,7 @@ class Server:
             "weights_digest": self._digest,
             "reload_weights": self._reload,
             "receive_weights": self._receive,
+            "apply_noise": self._apply_noise,
         }
         if body.method not in calls:
             raise bad_request(f"method must be one of {', '.join(calls)}, got {body.method}.")
@@ -240,6 +243,10 @@ class Server:
     def _receive(self, rendezvous: str, folder: str, first_rank: int) -> None:
         self._check_idle()
         self._inbox.take(rendezvous, folder, first_rank, self.engine.decoder.replace)
+
+    def _apply_noise(self, sigma: float, seed: int) -> dict[str, Any]:
+        self._check_idle()
+        return self._noise.apply(self.engine.decoder.norms(), sigma, seed)
 
     def _check_idle(self) -> None:
         if self.engine.decoder.rows:
