@@ -71,6 +71,16 @@ def test_engine_and_trainer_agree_on_logprobs(four_steps: Path):
     assert all(metrics(four_steps)[step]["mismatch/logprob_abs/max"] < 1e-3 for step in (1, 2, 3, 4))
 
 
+def test_the_engine_shows_every_change_of_the_trainer(four_steps: Path):
+    found = list(metrics(four_steps).values())
+    shown = [
+        values[name] for name in ("canary/change_shown/min", "canary/adapter_shown/min") for values in found if name in values
+    ]
+    assert len(shown) >= 2
+    assert shown == pytest.approx([1.0] * len(shown), abs=1e-2)
+    assert all(values["canary/noise/mean"] < 1e-3 for values in found if "canary/noise/mean" in values)
+
+
 def test_the_policy_that_sampled_each_batch_is_the_one_before_its_step(four_steps: Path):
     for batch in batches(four_steps):
         assert {version for sample in batch.samples for version in sample.policy_versions} <= {-1, batch.step - 1}
