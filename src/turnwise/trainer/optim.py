@@ -1,7 +1,7 @@
 """The learning-rate schedule, gradient clipping, and how far a step moved the parameters."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> floa
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
     """Global L2 norm of the gradients; a collective."""
-    return global_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = (parameter.grad for parameter in parameters if parameter.grad is not None)
+    return global_norm(gradients, copies=fsdp.copies(parameters[0]))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float | None) -> None:
@@ -34,7 +35,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: fl
         return
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_(max_norm / norm)
+            fsdp.local(parameter.grad).mul_(max_norm / norm)
 
 
 def snapshot(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -42,20 +43,31 @@ def snapshot(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def distance(before: list[Tensor], parameters: Iterable[nn.Parameter]) -> float:
+def distance(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float:
     """L2 norm of the change since `snapshot`; a collective."""
-    return global_norm(now.detach() - old for now, old in zip(parameters, before, strict=True))
+    changes = (now.detach() - old for now, old in zip(parameters, before, strict=True))
+    return global_norm(changes, copies=fsdp.copies(parameters[0]))
 
 
-def global_norm(tensors: Iterable[Tensor]) -> float:
-    """L2 norm over tensors that are all sharded alike, or not at all, summed in float64; a collective."""
-    squares: list[Tensor] = []
-    copies = 1
+def global_norm(tensors: Iterable[Tensor], *, copies: int) -> float:
+    """L2 norm over tensors of which `copies` ranks each hold the same part, summed in float64; a collective."""
+    squares = [torch.linalg.vector_norm(chunk, dtype=torch.float64).square() for chunk in _chunks(tensors)]
+    return norm_over_ranks(torch.stack(squares).sum() if squares else torch.zeros(()), copies)
+
+
+def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """This rank's elements, `CHUNK` at a time: a kernel for each of a thousand adapter matrices would be slow."""
+    held: list[Tensor] = []
+    room = CHUNK
     for tensor in tensors:
-        copies = fsdp.copies(tensor)
-        chunks = fsdp.local(tensor).reshape(-1).split(CHUNK)
-        squares += [torch.linalg.vector_norm(chunk, dtype=torch.float64).square() for chunk in chunks]
-    return norm_over_ranks(torch.stack(squares).sum(), copies) if squares else 0.0
+        for part in fsdp.local(tensor).reshape(-1).split(CHUNK):
+            if len(part) > room:
+                yield torch.cat(held)
+                held, room = [], CHUNK
+            held.append(part)
+            room -= len(part)
+    if held:
+        yield torch.cat(held)
 
 
 def norm_over_ranks(square_sum: Tensor, copies: int) -> float:

@@ -38,7 +38,8 @@ class Learner:
         loaded = build_policy(config, device)
         self.policy, self.dtype = loaded.policy, loaded.dtype
         self.parameters = self.policy.trainable()
-        self.optimizer = AdamW(self.parameters.values(), config.trainer.optim)
+        self.trained = list(self.parameters.values())
+        self.optimizer = AdamW(self.trained, config.trainer.optim)
         needs_copy = config.trainer.loss.kl_beta > 0 and self.lora is None
         self.reference = build_reference(config, device) if needs_copy else None
         self.meter = Meter(loaded, device)
@@ -62,9 +63,9 @@ class Learner:
             self.meter.count(passes.micro_batches)
             with self.meter.phase("optimizer"):
                 metrics["actor/grad_norm"], done = self._update()
-                moved = norm_over_ranks(done, self._copies()) if done is not None else 0.0
+                moved = norm_over_ranks(done, fsdp.copies(self.trained[0])) if done is not None else 0.0
             skipped += done is None
-        metrics["actor/update_norm"] = moved if start is None else distance(start, self.parameters.values())
+        metrics["actor/update_norm"] = moved if start is None else distance(start, self.trained)
         metrics["actor/updates_skipped"] = float(skipped)
         return metrics
 
@@ -77,7 +78,7 @@ class Learner:
 
     def starting_point(self) -> list[Tensor] | None:
         """What several updates are measured against; a single one measures itself."""
-        return snapshot(self.parameters.values()) if self.config.trainer.updates_per_batch > 1 else None
+        return snapshot(self.trained) if self.config.trainer.updates_per_batch > 1 else None
 
     def _set_learning_rate(self, step: int) -> float:
         self.optimizer.lr = learning_rate(self.config.trainer.optim, step, self.config.max_steps)
@@ -90,17 +91,14 @@ class Learner:
             Their norm before clipping, and the squared norm of this rank's part of the change; None when they were not applied.
         """
         if fsdp.world_size() > 1 and not isinstance(self.policy, FSDPModule):
-            fsdp.reduce_gradients(list(self.parameters.values()))
-        norm = gradient_norm(self.parameters.values())
+            fsdp.reduce_gradients(self.trained)
+        norm = gradient_norm(self.trained)
         moved: Tensor | None = None
         if math.isfinite(norm) and norm > 0:
-            clip_gradients(self.parameters.values(), norm, self.config.trainer.optim.max_grad_norm)
+            clip_gradients(self.trained, norm, self.config.trainer.optim.max_grad_norm)
             moved = self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, moved
-
-    def _copies(self) -> int:
-        return fsdp.copies(next(iter(self.parameters.values())))
 
     def save_tokenizer(self, folder: Path) -> None:
         """Put the tokenizer beside published weights, so that the folder is a complete model."""

@@ -184,8 +184,8 @@ def test_importance_sampling_needs_no_second_forward_pass(
         rollout_tokens=whole.rollout_tokens,
     )
     output.loss.backward()
-    norm = gradient_norm(other.parameters.values())
-    clip_gradients(other.parameters.values(), norm, config.trainer.optim.max_grad_norm)
+    norm = gradient_norm(other.trained)
+    clip_gradients(other.trained, norm, config.trainer.optim.max_grad_norm)
     other.optimizer.step()
     assert metrics["actor/grad_norm"] == norm > 0
     assert all(torch.equal(p, other.parameters[name]) for name, p in learner.parameters.items())
