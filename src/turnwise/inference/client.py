@@ -18,6 +18,7 @@ from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionRes
 from turnwise.transport import adapter_name
 
 REPAUSE_S = 0.25  # a pause reaches an engine in milliseconds, and so do requests that were sent before it
+KEEP_ALIVE_S = 60.0  # of idle connections: engines keep them longer (75 and 300 s), so that no request meets one that closes
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd: continuation seeds of one request never meet
 JSON_HEADERS = {"Content-Type": "application/json"}
 
@@ -46,7 +47,7 @@ class InferenceClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=120.0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),

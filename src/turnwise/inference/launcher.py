@@ -155,6 +155,7 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",  # /pause, /resume, /reset_prefix_cache, /collective_rpc
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; after vLLM's own 5 it closes connections that the client uses again
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ENGINE_PATH), os.environ.get("PYTHONPATH")])),
     }
     if not on_gpu:

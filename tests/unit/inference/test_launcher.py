@@ -12,6 +12,7 @@ import pytest
 import turnwise.kernels
 from turnwise.config import ConfigError, RLConfig
 from turnwise.inference import launcher
+from turnwise.inference.client import KEEP_ALIVE_S
 from turnwise.inference.launcher import check_engine, engine_commands, lora_rank_limit
 
 
@@ -58,6 +59,11 @@ def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.Mon
     monkeypatch.delenv("PYTHONPATH")
     (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
     assert command.env["PYTHONPATH"] == str(launcher.ENGINE_PATH)
+
+
+def test_vllm_keeps_idle_connections_longer_than_the_client() -> None:
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert float(command.env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > KEEP_ALIVE_S
 
 
 def test_vllm_answers_token_requests_the_short_way_unless_told_otherwise() -> None:
