@@ -142,12 +142,12 @@ def test_a_worker_tells_why_it_could_not_receive(tmp_path: Path, monkeypatch: py
     assert "manifest.json" in (Worker(0).receive_weights("127.0.0.1:1", str(tmp_path / "nowhere"), 1) or {})["error"]
 
     def refuse(worker: Worker, pairs: Iterable[tuple[str, Tensor]]) -> None:
-        raise ValueError(f"vLLM knows no {next(iter(pairs))[0]}")
+        raise AssertionError(f"no place for {next(iter(pairs))[0]}")
 
     monkeypatch.setattr(vllm_broadcast, "load_into_model", refuse)
     tensors = {f"weight.{i}": torch.zeros(2_000_000) for i in range(4)}
     rendezvous, folder = trainer.announce(tensors)
-    assert Worker(0).receive_weights(rendezvous, folder, 1) == {"error": "vLLM knows no weight.0"}
+    assert Worker(0).receive_weights(rendezvous, folder, 1) == {"error": "no place for weight.0"}
     trainer.join()
     (error,) = trainer.errors
     assert isinstance(error, BroadcastError)
