@@ -117,6 +117,11 @@ class LossConfig(Config):
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL."""
 
+    old_logprobs: Literal["auto", "behaviour", "proximal"] = "auto"
+    """What ratios are taken against: `behaviour`, the policy that sampled, noise included, as the engine returned it; `proximal`,
+    the trainer's own before the first update, which corrects for nothing that the engine did. `auto` is `proximal` with
+    `importance_sampling`, with several updates a batch and with `[inference.noise]`, else `behaviour`."""
+
     importance_sampling: Literal["none", "truncate", "mask"] = "none"
     """Correction for the engine's mismatch, weight exp(proximal - behaviour); needs the trainer's own logprobs."""
 
@@ -155,7 +160,11 @@ class TrainerConfig(Config):
 
     canaries: int = Field(default=2, ge=0)
     """Sequences of a batch that travel with the version made from it, with the trainer's logprobs before and after the step: an
-    engine that does not answer with the logprobs of the new policy stops the run. They cost about 2 % of a step; 0 for none."""
+    engine that does not answer with the logprobs of the new policy stops the run. 0 for none."""
+
+    canary_interval: int = Field(default=1, ge=1)
+    """Steps from one with canaries to the next. Their three short forward passes, `timing/canary_s`, are about 2 % of a step of
+    many tokens, and more of one of few."""
 
     weight_transfer: Literal["auto", "files", "broadcast"] = "auto"
     """How full weights reach the engines: as `files`, or by `broadcast` from the trainer's memory into theirs (NCCL between GPUs,

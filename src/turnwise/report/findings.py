@@ -173,7 +173,8 @@ def mismatch(run: Run) -> Finding | None:
     return Finding(
         "Engine and trainer disagree",
         f"logprobs of sampled tokens differ by up to {worst_gap:.3g} nats on average in a step, KL up to {worst_kl:.3g}",
-        "use the same model.dtype on both sides, check that the published weights are the served ones, "
+        "use the same model.dtype on both sides, look whether canary/adapter_shown/mean is near 1 (the engine computes with what "
+        "was published), "
         'or set loss.importance_sampling = "truncate"',
     )
 

@@ -20,7 +20,7 @@ from turnwise.transport import NOT_SAMPLED, Batch, Canary, Sample
 
 MAX_TOKENS = 256  # of one canary: its logits (fp32, 150 MB at a vocabulary of 150,000) fit into what vLLM keeps for sampling
 MIN_TOKENS = 32
-SHARE = 0.02  # of a rank's part of the batch: three forward passes over so much cost as large a share of the step
+SHARE = 0.0125  # of a rank's part of the batch: three forward passes, with logits at every token, over it take 2 % of a step
 DIGITS = 6  # of a logprob in the announcement: far below the noise of float32
 
 Logprobs = list[list[float]]  # of each sequence's tokens but the first
@@ -32,9 +32,10 @@ class Canaries:
     def __init__(self, learner: Learner, batch: Batch) -> None:
         begun = time.perf_counter()
         self.learner = learner
+        settings = learner.config.trainer
         noisy = learner.config.inference.noise is not None  # engines compute with another policy on purpose: nobody would ask
-        count = 0 if noisy else learner.config.trainer.canaries
-        self.sequences = choose(batch.samples, count=count, longest=_longest(learner, batch))
+        count = 0 if noisy or batch.step % settings.canary_interval else settings.canaries
+        self.sequences = choose(batch.samples, count=count, longest=_longest(learner, batch.samples)) if count else []
         self.before = measure(learner, self.sequences)
         self.seconds = time.perf_counter() - begun  # spent on them so far
 
@@ -60,9 +61,9 @@ def choose(samples: Sequence[Sample], *, count: int, longest: int) -> list[list[
     """
     best: dict[int, tuple[float, list[int]]] = {}
     for sample in samples:
-        if count < 1 or not any(sample.loss_mask):
+        first, length = _first(sample), len(sample.token_ids)
+        if first == length:
             continue
-        first, length = sample.loss_mask.index(True), len(sample.token_ids)
         begin = max(0, min(first - longest // 2, length - longest))
         window = slice(begin, begin + longest)
         push = sum(abs(advantage) for advantage in sample.advantages[window])
@@ -93,11 +94,17 @@ def measure(learner: Learner, sequences: Sequence[Sequence[int]]) -> Logprobs:
     return [[round(value, DIGITS) for value in found[tuple(ids[1:])]] for ids in sequences]
 
 
-def _longest(learner: Learner, batch: Batch) -> int:
+def _longest(learner: Learner, samples: Sequence[Sample]) -> int:
     """Tokens of one canary, such that they take a small share of the step; an engine needs room for one token more."""
-    tokens = sum(len(sample.token_ids) for sample in batch.samples)
-    affordable = int(SHARE * tokens / fsdp.world_size() / max(1, learner.config.trainer.canaries))
+    prompts = {tuple(sample.token_ids[: _first(sample)]) for sample in samples}  # equal ones are computed once
+    tokens = sum(map(len, prompts)) + sum(len(sample.token_ids) - _first(sample) for sample in samples)
+    affordable = int(SHARE * tokens / fsdp.world_size() / learner.config.trainer.canaries)
     return min(max(affordable, MIN_TOKENS), MAX_TOKENS, learner.config.seq_len - 1)
+
+
+def _first(sample: Sample) -> int:
+    """Index of the first sampled token; the length when there is none."""
+    return sample.loss_mask.index(True) if True in sample.loss_mask else len(sample.loss_mask)
 
 
 @contextmanager

@@ -145,15 +145,19 @@ def test_a_policy_that_is_not_finite_announces_no_canary(device: torch.device, c
 
 def test_canaries_take_a_small_share_of_the_batch_and_fit_the_context(device: torch.device, config_of: ConfigOf) -> None:
     learner = Learner(config_of(), device)
-    batch = make_batch(1, groups=4, group_size=40, prompt_tokens=120)
-    tokens = sum(len(s.token_ids) for s in batch.samples)
-    assert tokens > 160 * 125
-    longest = [max(map(len, Canaries(learner, b).sequences)) for b in (batch, make_batch(1, prompt_tokens=120))]
-    assert longest[0] <= canary.MAX_TOKENS
-    assert canary.SHARE * tokens * 0.5 < sum(map(len, Canaries(learner, batch).sequences)) <= canary.SHARE * tokens
-    assert longest[1] == canary.MIN_TOKENS
+    batch = make_batch(1, groups=60, group_size=8, prompt_tokens=120)
+    computed = sum(len(s.token_ids) - 120 for s in batch.samples) + 60 * 120  # the prompt of a group once
+    assert canary.MIN_TOKENS < canary.SHARE * computed / 2 < canary.MAX_TOKENS
+    found = Canaries(learner, batch).sequences
+    assert [len(ids) for ids in found] == [int(canary.SHARE * computed / 2)] * 2
+    assert max(map(len, Canaries(learner, make_batch(1, prompt_tokens=120)).sequences)) == canary.MIN_TOKENS
     narrow = Learner(config_of(seq_len=24, orchestrator={"sampling": {"max_tokens": 8}}), device)
     assert max(map(len, Canaries(narrow, make_batch(1, prompt_tokens=120)).sequences)) == 23
+
+
+def test_only_every_step_of_the_interval_has_canaries(device: torch.device, config_of: ConfigOf) -> None:
+    learner = Learner(config_of({"canary_interval": 3}), device)
+    assert [len(Canaries(learner, make_batch(step)).sequences) for step in range(1, 8)] == [0, 0, 2, 0, 0, 2, 0]
 
 
 def announced(run_dir: RunDir, version: int) -> WeightsReady:
