@@ -295,6 +295,22 @@ async def test_prompt_logprobs_have_one_value_less_than_ids() -> None:
         assert await client.prompt_logprobs([4, 5, 6, 4], version=None) == [-0.25] * 3
 
 
+async def test_logprobs_are_asked_of_one_engine_and_no_other() -> None:
+    async with ScriptedEngine() as one, ScriptedEngine(faults=[Fault(503)]) as other, opened(one, other) as client:
+        for _ in range(3):
+            await client.prompt_logprobs([4, 5], version=None, replica=client.replicas.all[1])
+    assert (len(one.requests), len(other.requests)) == (0, 3)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+async def test_logprobs_of_too_few_or_too_many_tokens_are_refused(given: int) -> None:
+    async with ScriptedEngine() as engine, opened(engine) as client:
+        answer = engine._answer  # pyright: ignore[reportPrivateUsage]
+        engine._answer = lambda body, ids, reason: answer({**body, "prompt": [4] * (given + 1)}, ids, reason)  # pyright: ignore
+        with pytest.raises(EngineError, match="prompt_logprobs for"):
+            await client.prompt_logprobs([4, 4, 4], version=None)
+
+
 async def test_waiting_for_a_dead_engine_ends_at_the_deadline() -> None:
     async with ScriptedEngine() as engine:
         url = engine.url
