@@ -17,6 +17,7 @@ from turnwise.inference.embedded.build import build_server
 from turnwise.inference.embedded.engine import Engine
 from turnwise.inference.embedded.generic_decoder import GenericDecoder
 from turnwise.inference.embedded.lean_decoder import LeanDecoder
+from turnwise.inference.load import parse_load
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 MODEL_NAME = "name-of-the-base"
@@ -113,10 +114,16 @@ async def test_a_body_that_is_not_json_is_refused(http: Running) -> None:
 
 
 async def test_metrics_count_tokens_under_the_names_of_vllm(http: Running) -> None:
-    await complete(http, max_tokens=5, ignore_eos=True)
+    prompt = list(range(40, 80))
+    await complete(http, prompt=prompt, max_tokens=5, ignore_eos=True)
     lines = (await http.get("/metrics")).splitlines()
     assert f'vllm:generation_tokens_total{{model_name="{MODEL_NAME}"}} 5.0' in lines
     assert f'vllm:num_requests_running{{model_name="{MODEL_NAME}"}} 0.0' in lines
+    await complete(http, prompt=prompt, max_tokens=5, ignore_eos=True)
+    load = parse_load((await http.get("/metrics")).encode())
+    assert (load.generated_tokens, load.waiting) == (10.0, 0.0)
+    assert load.prompt_tokens + load.prefix_hits == load.prefix_queries == 2 * len(prompt)
+    assert load.prefix_hits >= len(prompt) - 1  # of the second time
 
 
 async def test_loaded_adapters_are_listed_and_unloading_waits_for_their_requests(

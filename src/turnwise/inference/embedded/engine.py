@@ -35,6 +35,7 @@ class Engine:
         self.max_batch_size = max_batch_size
         self.generated = 0  # tokens sampled so far
         self.prompted = 0  # prompt tokens computed so far
+        self.asked = 0  # prompt tokens of requests so far, those that the prefix cache had among them
         self.mode = Mode.RUNNING
         self._waiting: deque[Sequence] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -163,6 +164,7 @@ class Engine:
                 self._finish(sequence, "error")
                 continue
             self.prompted += cost
+            self.asked += len(sequence.prompt)
             budget -= cost
 
     def _step(self) -> None:

@@ -85,6 +85,8 @@ class Server:
             "vllm:num_requests_waiting": ("gauge", self.engine.waiting),
             "vllm:generation_tokens_total": ("counter", self.engine.generated),
             "vllm:prompt_tokens_total": ("counter", self.engine.prompted),
+            "vllm:prefix_cache_queries_total": ("counter", self.engine.asked),
+            "vllm:prefix_cache_hits_total": ("counter", self.engine.asked - self.engine.prompted),
         }
         label = f'{{model_name="{self.model}"}}'
         lines = [f"# TYPE {name} {kind}\n{name}{label} {float(value)}\n" for name, (kind, value) in values.items()]
