@@ -234,6 +234,12 @@ def _loss(config: RLConfig) -> Iterator[Problem]:
             f'trainer.loss.dual_clip = {loss.dual_clip:g} has no meaning for kind = "cispo", '
             "which has no clipped surrogate; remove it.",
         )
+    if loss.importance_sampling != "none" and loss.old_logprobs == "behaviour":
+        yield Problem(
+            ("trainer.loss.old_logprobs", "trainer.loss.importance_sampling"),
+            f'trainer.loss.old_logprobs = "behaviour" with importance_sampling = "{loss.importance_sampling}" would correct for the '
+            'policy that sampled twice; use one of the two: old_logprobs = "auto", or importance_sampling = "none".',
+        )
     if loss.importance_sampling != "none" and loss.importance_cap < 1:
         yield Problem(
             ("trainer.loss.importance_cap", "trainer.loss.importance_sampling"),

@@ -3,7 +3,7 @@
 In bfloat16 a weight near 1 hardly moves for a sigma below 0.003, where most stages of the usual schedule lie. So the norms of an
 engine that will get noise are made float32 once its model is loaded, before anything is compiled or captured. vLLM's own kernels
 take weights of the input's type alone; with others it computes a norm by PyTorch's operations, as it does under
-`torch.compile` in any case, and as it does for Gemma, whose norm weights are float32 there. Results still come in the input's type.
+`torch.compile` in any case, and as it does for Gemma, whose norm weights are float32 there. Results come in the input's type.
 """
 
 import functools

@@ -14,12 +14,13 @@ from turnwise.launch.allocation import Allocation
 from turnwise.launch.arithmetic import Arithmetic
 from turnwise.launch.gpus import Machine
 from turnwise.launch.memory import GIB, Estimate
+from turnwise.launch.noise import noise_lines
 from turnwise.launch.plan import Plan
 from turnwise.launch.shape import ModelShape
 
 
 def arithmetic_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
-    """The training arithmetic in sentences."""
+    """The training arithmetic in sentences. Raises ConfigError when noise cannot be laid out over it."""
     a = arithmetic
     evals = config.orchestrator.eval.interval
     when = f"every {evals} steps, and " if evals else ""
@@ -31,6 +32,7 @@ def arithmetic_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
         f"{a.max_steps} steps = {a.epochs:.3g} epochs = {a.max_steps * a.batch_size} rollouts",
         f"held-out evaluation {start}{when}at the end; "
         f"a sample may lag {config.orchestrator.max_staleness} steps behind the policy that trains on it",
+        *noise_lines(arithmetic, config),
     ]
 
 

@@ -9,6 +9,7 @@ from turnwise.config import ConfigError, RLConfig
 from turnwise.config.files import dump_toml, merge
 from turnwise.launch.arithmetic import Arithmetic, CountTasks, count_tasks, training_arithmetic
 from turnwise.launch.models import Progress, resolve_model
+from turnwise.launch.noise import noise_lines
 from turnwise.launch.ports import check_free, free_range
 from turnwise.launch.unused import refuse_unused
 from turnwise.transport import write_atomic
@@ -32,6 +33,7 @@ def resolve(config: RLConfig, progress: Progress = print, count: CountTasks = co
     check_conditions(config)
     check_template(config)
     arithmetic = training_arithmetic(config, count)
+    noise_lines(arithmetic, config)
     model = resolve_model(config.model.name, progress, weights=config.model.load_format != "dummy")
     filled = with_defaults(config, max_steps=arithmetic.max_steps, model=model)
     return Resolved(filled, arithmetic)

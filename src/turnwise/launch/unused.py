@@ -7,7 +7,6 @@ def refuse_unused(config: RLConfig) -> None:
     """Raises ConfigError naming the tables that are set and would have no effect."""
     named = {
         "[trainer.model.quant]": ("unquantised weights", config.trainer.model.quant),
-        "[inference.noise]": ("a policy without noise", config.inference.noise),
     }
     found = [f"{table} is set, and this version would run with {instead}" for table, (instead, value) in named.items() if value]
     if found:

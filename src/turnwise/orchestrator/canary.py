@@ -64,8 +64,8 @@ class CanaryWatch:
         self._fresh = False
 
     def ask(self, ready: WeightsReady) -> None:
-        """Ask for the canaries of the version that has just been swapped in; passed over while the last ones are not answered, and
-        in runs with noise, whose engines compute with another policy on purpose.
+        """Ask for the canaries of the version that has just been swapped in; passed over while the last ones are not answered,
+        and in runs with noise, whose engines compute with another policy on purpose.
 
         The task raises CanaryAlarm when an engine serves something else.
         """

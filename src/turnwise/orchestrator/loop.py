@@ -111,10 +111,8 @@ class Orchestrator:
         try:
             async with self.group:
                 stopping = watch_stop(self.control, ending=lambda: self.ending is not None)
-                helpers = [
-                    self.group.create_task(stopping),
-                    self.group.create_task(self.pulse.beat(self.status_file, self._status)),
-                ]
+                beating = self.pulse.beat(self.status_file, self._status)
+                helpers = [self.group.create_task(helper) for helper in (stopping, beating)]
                 await self._serve_first()
                 helpers.append(self.group.create_task(self.engines.watch(self._load_told)))
                 batches = self.group.create_task(self._make_batches())

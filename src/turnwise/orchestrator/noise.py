@@ -174,6 +174,6 @@ def _check_size(norm: NormReport, sigma: float) -> None:
     margin = STANDARD_ERRORS * sigma / math.sqrt(2 * norm.elements) + norm.resolution
     if not abs(norm.sigma - sigma) <= margin:
         raise WrongNoise(
-            f"noise of sigma {sigma:.3g} changed {norm.name} by {norm.sigma:.3g}, and chance and rounding explain a difference of "
-            f"{margin:.3g}: the engine does not hold the noise that it was given"
+            f"noise of sigma {sigma:.3g} changed {norm.name} by {norm.sigma:.3g}; chance and rounding explain a difference of "
+            f"{margin:.3g}, so the engine does not hold the noise that it was given"
         )

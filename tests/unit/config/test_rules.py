@@ -119,6 +119,10 @@ FAULTS = [
         {"trainer": {"loss": {"importance_sampling": "truncate", "importance_cap": 0.5}}},
         'trainer.loss.importance_cap = 0.5 with importance_sampling = "truncate"',
     ),
+    (
+        {"trainer": {"loss": {"importance_sampling": "mask", "old_logprobs": "behaviour"}}},
+        'trainer.loss.old_logprobs = "behaviour" with importance_sampling = "mask" would correct for the policy that',
+    ),
     ({"trainer": {"optim": {"warmup_steps": 10}}}, "trainer.optim.warmup_steps = 10 never ends within max_steps = 10"),
     ({"stop": {"stop_on_success": True}}, "stop.stop_on_success = true needs a condition"),
 ]

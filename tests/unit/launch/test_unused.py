@@ -12,7 +12,6 @@ from turnwise.launch.resolve import resolve
 from turnwise.launch.unused import refuse_unused
 
 QUANT = {"trainer": {"model": {"quant": {}}}}
-NOISE = {"inference": {"noise": {}}}
 
 
 def config(**tables: Any) -> RLConfig:
@@ -23,8 +22,6 @@ def config(**tables: Any) -> RLConfig:
     ("tables", "named"),
     [
         (QUANT, r"\[trainer.model.quant\] is set, and this version would run with unquantised weights. Remove"),
-        (NOISE, r"\[inference.noise\] is set, and this version would run with a policy without noise. Remove"),
-        (QUANT | NOISE, r"\[trainer.model.quant\] .*; \[inference.noise\] is set"),
     ],
 )
 def test_a_run_and_an_evaluation_refuse_them(tables: dict[str, Any], named: str):
@@ -38,3 +35,4 @@ def test_a_run_and_an_evaluation_refuse_them(tables: dict[str, Any], named: str)
 
 def test_without_them_nothing_is_refused():
     refuse_unused(config())
+    refuse_unused(config(inference={"noise": {}}))

@@ -198,6 +198,52 @@ def test_importance_sampling_needs_no_second_forward_pass(
     assert metrics["actor/clip_fraction"] == 0  # ratios are exactly 1
 
 
+NOISE = {"inference": {"noise": {}}}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "tables", "proximal"),
+    [
+        ({}, {}, False),
+        ({"updates_per_batch": 2}, {}, True),
+        ({"loss": {"importance_sampling": "mask"}}, {}, True),
+        ({}, NOISE, True),
+        ({"loss": {"old_logprobs": "behaviour"}}, NOISE, False),
+        ({"loss": {"old_logprobs": "behaviour"}, "updates_per_batch": 2}, {}, False),
+        ({"loss": {"old_logprobs": "proximal"}}, {}, True),
+    ],
+)
+def test_ratios_are_against_the_policy_that_the_configuration_names(
+    config_of: ConfigOf, device: torch.device, trainer: dict[str, Any], tables: dict[str, Any], proximal: bool
+) -> None:
+    """The trainer's own: every ratio of the first update is 1, and noise in the engine changes no weight of a token."""
+    batch, learner = make_batch(1), Learner(config_of({**trainer, "micro_batch_tokens": 10_000}, **tables), device)
+    passes = learner.passes(batch)
+    metrics = passes.backward(first=True)
+    assert passes.keeps_proximal is proximal
+    assert (metrics["actor/clip_fraction"] == 0) is proximal  # the engine's logprobs are random here
+    assert metrics["mismatch/kl/mean"] > 0
+
+
+def test_without_correction_the_gradient_does_not_depend_on_what_the_engine_says(
+    config_of: ConfigOf, device: torch.device
+) -> None:
+    batch = make_batch(1)
+    samples = [
+        msgspec.structs.replace(
+            sample, logprobs=[value - 0.3 * on for value, on in zip(sample.logprobs, sample.loss_mask, strict=True)]
+        )
+        for sample in batch.samples
+    ]
+    other = msgspec.structs.replace(batch, samples=samples)
+    norms = {
+        old: [Learner(config_of({"loss": {"old_logprobs": old}}), device).step(b)["actor/grad_norm"] for b in (batch, other)]
+        for old in ("behaviour", "proximal")
+    }
+    assert norms["proximal"][0] == norms["proximal"][1] > 0
+    assert norms["behaviour"][0] != pytest.approx(norms["behaviour"][1], rel=1e-3)
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_every_micro_batch_goes_through_the_policy_once_an_update(
     config_of: ConfigOf, device: torch.device, monkeypatch: pytest.MonkeyPatch, updates: int
