@@ -119,8 +119,7 @@ class Passes:
         self.loss_config = _resolve(learner.config.trainer.loss, batch)
         self.micro_batches = micro_batches
         self.totals = totals
-        several = learner.config.trainer.updates_per_batch > 1
-        self.keeps_proximal = several or self.loss_config.importance_sampling != "none"
+        self.keeps_proximal = _ratios_are_proximal(learner.config)
         self.proximal: dict[int, Tensor] = {}  # by micro-batch
         self.reference = self._reference_pass() if self.loss_config.kl_beta > 0 else None
 
@@ -177,6 +176,15 @@ class Passes:
         loss.backward()
         shares = output.metrics | {"actor/loss": loss.detach(), "actor/entropy": entropy.detach()}
         return shares, stats.logprobs.detach() - batch.behaviour_logprobs
+
+
+def _ratios_are_proximal(config: RLConfig) -> bool:
+    """Whether ratios are taken against the trainer's own log-probabilities, and not against those of the engine."""
+    chosen = config.trainer.loss.old_logprobs
+    if chosen != "auto":
+        return chosen == "proximal"
+    noisy = config.inference.noise is not None  # ratios against a policy with noise would take back a part of its exploration
+    return noisy or config.trainer.updates_per_batch > 1 or config.trainer.loss.importance_sampling != "none"
 
 
 def _resolve(config: LossConfig, batch: Batch) -> LossConfig:
