@@ -15,6 +15,7 @@ from support.adapters import reference_logprobs, write_adapter
 from support.served_engine import ENGINES, Served, connected, started
 from support.tiny_model import EOS, build_tiny_model
 from turnwise.inference import Completion, EngineError, InferenceClient
+from turnwise.inference.load import LoadWatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TOLERANCE = 1e-3  # nats, float32 against float32 in another summation order
@@ -244,3 +245,35 @@ async def test_what_can_never_fit_the_context_is_refused(client: InferenceClient
         await sample(client, [5] * 513)
     with pytest.raises(EngineError, match="max_tokens=513"):
         await sample(client, PROMPT, max_tokens=513)
+
+
+async def test_the_load_is_told_whatever_the_engine(served: Served, client: InferenceClient) -> None:
+    await sample(client, PROMPT)
+    watch, told = LoadWatch(client.replicas.all), asyncio.Event()
+    watching = asyncio.create_task(watch.watch(told.set))
+    async with asyncio.timeout(30):
+        await told.wait()
+    watching.cancel()
+    (load,) = watch.loads
+    assert load is not None
+    assert (load.running, load.waiting, load.preemptions) == (0, 0, 0)
+    assert load.generated_tokens > 0
+    assert load.prefix_queries >= len(PROMPT)
+
+
+async def test_vllm_answers_our_requests_on_the_short_way_as_on_its_own(served: Served) -> None:
+    if served.kind != "vllm":
+        pytest.skip("the embedded engine has one way")
+    body = {"model": str(served.model), "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0, "logprobs": 0}
+    ours = {**body, "return_token_ids": True, "add_special_tokens": False}
+    async with aiohttp.ClientSession() as session:
+        answers: list[Any] = []
+        for request in (ours, {**ours, "n": 1}):  # what we never send goes vLLM's own way
+            async with session.post(f"{served.url}/v1/completions", json=request) as response:
+                answers.append(await response.json())
+    assert [answer["id"].startswith("cmpl-turnwise-") for answer in answers] == [True, False]
+    short, long = (answer["choices"][0] for answer in answers)
+    assert short["token_ids"] == long["token_ids"]
+    assert short["logprobs"]["token_logprobs"] == pytest.approx(long["logprobs"]["token_logprobs"], abs=1e-5)
+    assert short["finish_reason"] == long["finish_reason"]
+    assert answers[0]["usage"]["total_tokens"] == answers[1]["usage"]["total_tokens"]

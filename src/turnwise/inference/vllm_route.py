@@ -113,8 +113,10 @@ class TokenRoute:
         """
         models, engine = state.openai_serving_models, state.engine_client
         adapter = models.lora_requests.get(request.model)
-        room = engine.model_config.max_model_len - len(request.prompt)
-        if (adapter is None and not models.is_base_model(request.model)) or room < 1 or state.args.api_key:
+        context = engine.model_config.max_model_len
+        room = context - len(request.prompt)
+        known = adapter is not None or models.is_base_model(request.model)
+        if not known or room < 1 or request.max_tokens > context or state.args.api_key:
             raise _NotHere
         parameters = SamplingParams(
             temperature=request.temperature,

@@ -186,6 +186,7 @@ async def test_a_reply_cut_by_a_pause_comes_back_in_part():
         {"return_token_ids": False},
         {"stream": True},
         {"max_tokens": 0},
+        {"max_tokens": 101},
         {"temperature": -1.0},
         {"temperature": 3.0},  # what the parameters refuse
     ],
