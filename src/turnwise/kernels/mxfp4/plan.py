@@ -1,0 +1,74 @@
+"""Which kernel computes a product on a GPU, and in what pieces. Plain arithmetic: no torch, no Triton."""
+
+from dataclasses import dataclass
+
+STEP = 128  # codes along K that a program decodes at a time
+CROSSOVER = 64  # tokens, where CROSSOVERS has no measurement
+CROSSOVERS: dict[tuple[int, int], int] = {}
+"""Most tokens at which the fused product is the faster one, by (N, K) of the weight.
+
+`benchmarks/mxfp4.py --measure-crossover` prints this table for a GPU. Nothing has been measured yet: 64 is the number of tokens
+that one pass over the weight can serve, and by the bytes moved, decoding before multiplying cannot win before 100 or so.
+"""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program of the fused product works on."""
+
+    block_n: int  # outputs, a multiple of 16 * warps
+    warps: int
+    ahead: int  # steps whose weights are loaded before they are needed, 1 or 2
+    unroll: int  # steps in the body of the loop
+    resident: int  # programs that fit on a multiprocessor of a Hopper GPU, by their registers
+
+
+TILES = {
+    16: Tile(block_n=64, warps=4, ahead=2, unroll=2, resident=4),
+    32: Tile(block_n=128, warps=8, ahead=2, unroll=1, resident=2),
+    64: Tile(block_n=128, warps=8, ahead=1, unroll=1, resident=2),
+}
+"""By tokens, padded. Chosen by the registers and instructions of the compiled kernels, not by time. At 122 registers a thread, 4
+programs of the first kind have 32 KB of weights under way, enough to hide the latency of an H200's memory at full bandwidth
+(4.3 TB/s times 0.8 us over 132 multiprocessors: 26 KB). More tokens need more accumulators; twice the outputs halve how often
+tokens are read.
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a fused product is cut up."""
+
+    tile: Tile
+    tokens: int  # of a program, padded
+    splits: int  # programs along K, whose partial sums a second kernel adds
+    steps: int  # steps along K of each of them
+
+
+def crossover(n: int, k: int) -> int:
+    """Tokens up to which a weight [n, k] is multiplied by the fused kernel; beyond, it is decoded for the vendor's product."""
+    return CROSSOVERS.get((n, k), CROSSOVER)
+
+
+def launch(m: int, n: int, k: int, *, multiprocessors: int, tile: Tile | None = None) -> Launch:
+    """Pieces of the product of m tokens with a weight [n, k]."""
+    tokens = next((size for size in TILES if m <= size), max(TILES))
+    tile = tile or TILES[tokens]
+    steps = k // STEP
+    tiles = -(-n // tile.block_n) * -(-m // tokens)
+    splits = _splits(tiles, steps, multiprocessors, tile.resident)
+    each = -(-steps // splits)
+    return Launch(tile, tokens, -(-steps // each), each)
+
+
+def _splits(tiles: int, steps: int, multiprocessors: int, resident: int) -> int:
+    """Parts along K: all programs run at once, and every multiprocessor has about equally many steps."""
+    choices = [count for count in range(1, steps + 1) if steps // count >= 2 or count == 1]
+    fitting = [count for count in choices if tiles * count <= multiprocessors * resident] or [1]
+
+    def duration(count: int) -> tuple[int, int]:
+        busiest = -(-tiles * count // multiprocessors)  # programs of the multiprocessor with the most
+        # With fewer than `resident` a multiprocessor waits for memory instead. Starting and writing sums costs about a step each.
+        return max(busiest, resident) * (-(-steps // count) + 1), count
+
+    return min(fitting, key=duration)
