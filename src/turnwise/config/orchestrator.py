@@ -16,6 +16,11 @@ class SamplingConfig(Config):
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of one reply (one turn)."""
 
+    request_seeds: bool | None = None
+    """Give each request of a training rollout a seed of its own. vLLM then draws the noise of every row by itself, some
+    microseconds each in every step of decoding, and does not repeat its replies to the bit all the same; so not there when unset,
+    but with the embedded engine. Evaluations always have seeds."""
+
 
 class RewardConfig(Config):
     """How reward components become one number."""

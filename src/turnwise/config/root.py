@@ -99,6 +99,12 @@ class RLConfig(Config):
         return self.orchestrator.max_staleness == 0 if chosen is None else chosen
 
     @property
+    def request_seeds(self) -> bool:
+        """Whether requests of training rollouts have seeds."""
+        chosen = self.orchestrator.sampling.request_seeds
+        return self.inference.engine == "embedded" if chosen is None else chosen
+
+    @property
     def engine_memory(self) -> float | None:
         """Fraction of a GPU's memory that each engine takes; None leaves it to vLLM."""
         passed = self.inference.vllm

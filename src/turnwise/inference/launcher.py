@@ -102,13 +102,13 @@ def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[
             "use 127.0.0.1, and a tunnel where other machines need it."
         )
     flags: dict[str, Any] = {
-        "model": config.model.name,
+        "model": config.model.weights,
         "served-model-name": config.model.name,
         "host": inference.host,
         "port": port,
         "dtype": config.model.dtype,
         "load-format": None if config.model.load_format == "auto" else config.model.load_format,
-        "seed": config.seed,
+        "seed": config.seed + port - (inference.port or port),  # replicas of one seed would draw the same noise for the same rows
         "max-model-len": _max_model_len(config),
         "tensor-parallel-size": inference.tp,
         "logprobs-mode": "processed_logprobs",  # of the distribution that was sampled, temperature included

@@ -59,14 +59,13 @@ class Orchestrator:
         self.trajectories = config.trajectories_dir or run_dir.root / "trajectories"
         self.status_file, self.control = run_dir.status, Control(run_dir.root)
         self.log, self.store = BatchLog(run_dir.batches), WeightsStore(run_dir.weights)
-        self.recorder = Recorder(config)
-        self.group = asyncio.TaskGroup()
-        self.threads = EnvThreads()
+        self.recorder, self.group, self.threads = Recorder(config), asyncio.TaskGroup(), EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
         self.player = Player.of(config, chat, self.threads)
         setups = load_setups(settings.env, "train")
         noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
         self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots, noise=noise)
+        self.policy.seeds = config.request_seeds
         self.canaries = CanaryWatch(self.policy, self.group)
         self.buffer = TaskBuffer(setups, settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))

@@ -47,6 +47,7 @@ class Policy:
     ) -> None:
         self.client, self.store, self.stop_ids, self.max_loaded = client, store, list(stop_ids), max_loaded
         self.noise = noise
+        self.seeds = True  # whether requests for the newest version have seeds; those for pinned versions always do
         self.version = -1  # newest served; -1 before the first
         self.kind = "lora"
         self.swap_s = 0.0  # seconds of the newest swap
@@ -91,7 +92,7 @@ class Policy:
                     version=wanted if self.kind == "lora" else None,
                     max_tokens=max_tokens,
                     temperature=temperature,
-                    seed=seed,
+                    seed=seed if self.seeds or version is not None else None,
                     stop_token_ids=self.stop_ids,
                     affinity=affinity,
                     evaluation=version is not None,

@@ -61,6 +61,11 @@ def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.Mon
     assert command.env["PYTHONPATH"] == str(launcher.ENGINE_PATH)
 
 
+def test_replicas_of_vllm_draw_different_noise() -> None:
+    commands = engine_commands(config(engine="vllm", dp=3), Path("c"), gpus=[0, 1, 2])
+    assert [flag(command.argv, "--seed") for command in commands] == ["0", "1", "2"]
+
+
 def test_vllm_keeps_idle_connections_longer_than_the_client() -> None:
     (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
     assert float(command.env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > KEEP_ALIVE_S

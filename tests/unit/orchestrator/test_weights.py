@@ -52,6 +52,17 @@ async def test_a_version_is_proven_then_acknowledged_then_used(store: WeightsSto
     assert store.served() == 1
 
 
+async def test_without_request_seeds_only_pinned_versions_have_them(store: WeightsStore):
+    engine = ScriptedEngine()
+    async with serving(engine, store) as policy:
+        await _swap(policy, 0)
+        policy.seeds = False
+        await policy.generator(temperature=1.0, affinity="g0-0")([1, 2], 4, 99)
+        with policy.pinned(0):
+            await policy.generator(temperature=1.0, affinity="e", version=0)([1, 2], 4, 98)
+    assert [body.get("seed") for body in engine.requests] == [None, 98]
+
+
 async def test_an_engine_with_other_tensors_stops_the_run_and_is_not_acknowledged(store: WeightsStore):
     async with serving(ScriptedEngine(digest="f" * 64), store) as policy:
         with pytest.raises(WrongWeights, match="version 0: engine 0 holds tensors with the digest ffffffffffffffff"):
