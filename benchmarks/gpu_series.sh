@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# All GPU measurements of docs/performance.md, each with a time limit, logs and JSON under OUT.
+#     OUT=results bash benchmarks/gpu_series.sh one|two|four
+# one: engine through the client, trainer on one GPU; two: publication, the GPU tests, Wordle, synchronous against asynchronous; four: the
+# trainer on 1, 2 and 4 GPUs. WORDLE names further configurations and flags for the Wordle runs, for example a folder of the model.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3} OUT=${OUT:-results} WORDLE=${WORDLE:-}
+mkdir -p "$OUT"
+
+step() {  # NAME SECONDS COMMAND...: run it, keep its log, show the end of it, go on whatever becomes of it
+	local name=$1 limit=$2 begun=$SECONDS
+	shift 2
+	timeout --signal INT --kill-after 20 "$limit" "$@" >"$OUT/$name.log" 2>&1
+	echo "=== $name: exit $? after $((SECONDS - begun)) s"
+	tail -n "${LINES_SHOWN:-14}" "$OUT/$name.log"
+}
+
+trainer() {  # NAME SECONDS GPUS SETTINGS...
+	local name=$1 limit=$2 gpus=$3
+	shift 3
+	# shellcheck disable=SC2086 -- GPUS is a list of numbers
+	step "$name" "$limit" "$PYTHON" benchmarks/trainer_throughput.py --gpus $gpus --time-limit "$((limit - 5))" --json "$OUT/$name.json" "$@"
+}
+
+case ${1:-} in
+one)
+	trainer trainer_plain 90 1 --steps 3 --warm-up 2
+	trainer trainer_compiled 120 1 --steps 3 --warm-up 2 --set trainer.model.compile=true
+	step engine_client 330 "$PYTHON" benchmarks/engine_client.py --time-limit 160 --json "$OUT/engine_client.json"
+	;;
+two)
+	step publication 240 "$PYTHON" benchmarks/publication.py --time-limit 115 --json "$OUT/publication.json"
+	# shellcheck disable=SC2086
+	step wordle 560 "$PYTHON" -m turnwise.cli.rl @ configs/wordle/two_gpus.toml $WORDLE --output-dir "$OUT/wordle" --plain
+	step sync_async 400 "$PYTHON" benchmarks/sync_async.py @ configs/wordle/two_gpus.toml --steps 40 --staleness 0 2 --time-limit 190 \
+		--json "$OUT/sync_async.json" --set $WORDLE
+	step gpu_tests 240 "$PYTHON" -m pytest -q -m gpu tests/gpu
+	;;
+four)
+	trainer trainer_4b 280 "1 2 4" --steps 4 --warm-up 2 --set trainer.model.compile=true
+	trainer trainer_8b 150 1 --shape qwen3-8b --steps 2 --warm-up 1 --set trainer.model.compile=true trainer.model.gradient_checkpointing=true
+	;;
+*)
+	sed -n '2,5p' "$0" >&2
+	exit 2
+	;;
+esac
