@@ -34,7 +34,8 @@ class Gate:
         """
         while not self._lets(evaluation):
             limit = timeout_s if self.open is Open.NONE else None
-            await asyncio.wait_for(self._changed.wait(), limit)
+            async with asyncio.timeout(limit):  # wait_for of Python 3.11 loses a cancellation that comes as the gate opens
+                await self._changed.wait()
 
     def _lets(self, evaluation: bool) -> bool:
         return self.open is Open.ALL or (evaluation and self.open is Open.EVALUATION)

@@ -228,6 +228,18 @@ async def test_weights_are_received_once_by_every_engine_each_under_ranks_of_its
             await client.receive_weights("127.0.0.1:7", "/weights/v4", workers=4)
 
 
+async def test_a_request_that_is_given_up_as_the_pause_ends_is_not_sent() -> None:
+    async with ScriptedEngine([[5]]) as engine, opened(engine) as client:
+        await client.pause()
+        request = asyncio.create_task(ask(client))
+        await asyncio.sleep(0.05)
+        await client.resume()
+        request.cancel()  # before the request has seen that it may go on
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert engine.requests == []
+
+
 async def test_a_pause_that_never_ends_meets_the_deadline() -> None:
     async with ScriptedEngine([[5]]) as engine, opened(engine, timeout_s=0.2) as client:
         await client.pause()
