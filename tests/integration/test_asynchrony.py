@@ -246,3 +246,32 @@ async def test_the_accounts_say_who_waited_for_whom(tiny_model: Path, tmp_path: 
     assert slow[2]["perf/engine_idle/share"] > 0
     always_busy = range(2, STEPS - 1)  # from its first request on the engine holds one at least, as long as batches are left
     assert [fast[step]["perf/engine_idle/share"] for step in always_busy] == pytest.approx([0.0] * len(always_busy), abs=1e-9)
+
+
+async def test_saturated_engines_get_no_new_rollouts_and_the_run_goes_on_all_the_same(tiny_model: Path, tmp_path: Path):
+    saturated = {"vllm:num_requests_running": 4.0, "vllm:num_requests_waiting": 100.0}
+    config = one_turn(tiny_model, tmp_path, max_staleness=1, max_inflight=2 * GROUP)
+    async with simulation(config) as run:
+        scheduler, run.run.engines.interval_s = run.run.scheduler, 0.01
+        await run.settled()
+        assert (scheduler.inflight, scheduler.waits.state) == (2 * GROUP, Blocked.INFLIGHT)
+        run.engine.load = saturated
+        await until(lambda: run.run.admission.limit == 0)
+        await run.play(answers=GROUP, train_turns=1)
+        await run.settled()
+        assert (scheduler.inflight, scheduler.waits.state) == (GROUP, Blocked.LOAD)
+        run.engine.load = {}
+        await until(lambda: scheduler.inflight == 2 * GROUP)
+        run.engine.load = saturated
+        await until(lambda: run.run.admission.limit == 0)
+        await run.play_to_the_end(answers=100, train_turns=1)
+    assert [batch.step for batch in batches(config)] == list(range(1, STEPS + 1))
+    assert sum(values.get("perf/held_by_load/share", 0.0) for values in metrics(config).values()) > 0
+
+
+async def test_an_engine_that_tells_no_load_is_served_as_before(tiny_model: Path, tmp_path: Path):
+    config = one_turn(tiny_model, tmp_path, max_staleness=1)
+    async with simulation(config) as run:
+        run.engine.metrics = False
+        await run.play_to_the_end(answers=GROUP, train_turns=2)
+    assert run.turn == 2 * STEPS + 2

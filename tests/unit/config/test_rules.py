@@ -236,3 +236,9 @@ def test_full_weights_are_broadcast_between_gpus_that_are_apart_unless_someone_c
     config = RLConfig.model_validate(merge(SOUND, changes))
     assert texts(changes) == []
     assert (config.weight_transfer, config.broadcast_backend) == wanted
+
+
+@pytest.mark.parametrize(("engine", "chosen", "seeded"), [("vllm", None, False), ("embedded", None, True), ("vllm", True, True)])
+def test_requests_have_seeds_where_they_are_free_or_asked_for(engine: str, chosen: bool | None, seeded: bool):
+    tables = {"inference": {"engine": engine}, "orchestrator": {"sampling": {"request_seeds": chosen}}}
+    assert RLConfig.model_validate(tables).request_seeds is seeded

@@ -31,9 +31,15 @@ def test_engines_without_a_queue_set_no_limit() -> None:
     assert admission.allows(999)
 
 
+def saturate(admission: Admission, loads: list[EngineLoad], inflight: int) -> None:
+    """Two reports that say the same."""
+    admission.update(loads, inflight)
+    admission.update(loads, inflight)
+
+
 def test_what_waits_beyond_the_share_comes_off_the_rollouts_in_flight() -> None:
     admission = make()
-    admission.update([EngineLoad(running=80, waiting=50), EngineLoad(running=20, waiting=5)], 180)
+    saturate(admission, [EngineLoad(running=80, waiting=50), EngineLoad(running=20, waiting=5)], 180)
     assert admission.limit == 180 - (55 - 25)
     assert not admission.allows(180)
     assert not admission.allows(150)
@@ -42,6 +48,7 @@ def test_what_waits_beyond_the_share_comes_off_the_rollouts_in_flight() -> None:
 
 def test_a_queue_that_drains_slowly_is_not_counted_twice() -> None:
     admission = make()
+    admission.update([EngineLoad(running=200, waiting=110)], 510)
     for inflight, waiting in ((500, 100), (490, 90), (480, 80)):
         admission.update([EngineLoad(running=200, waiting=waiting)], inflight)
         assert admission.limit == 450
@@ -49,7 +56,7 @@ def test_a_queue_that_drains_slowly_is_not_counted_twice() -> None:
 
 def test_between_half_and_the_whole_of_the_share_the_limit_stays() -> None:
     admission = make()
-    admission.update([EngineLoad(running=100, waiting=45)], 145)
+    saturate(admission, [EngineLoad(running=100, waiting=45)], 145)
     assert admission.limit == 125
     for waiting in (25, 20, 13):
         admission.update([EngineLoad(running=100, waiting=waiting)], 120)
@@ -60,25 +67,36 @@ def test_between_half_and_the_whole_of_the_share_the_limit_stays() -> None:
 
 def test_a_limit_that_would_reach_the_most_there_may_be_is_lifted() -> None:
     admission = make(most=150)
-    admission.update([EngineLoad(running=100, waiting=45)], 150)
+    saturate(admission, [EngineLoad(running=100, waiting=45)], 150)
     assert admission.limit == 130
     admission.update([EngineLoad(running=100)], 110)
     assert admission.limit is None
 
 
-def test_a_moment_in_which_all_requests_arrive_at_once_holds_nobody_for_long() -> None:
+def test_a_moment_in_which_requests_arrive_together_holds_nobody() -> None:
     admission = make()
-    admission.update([EngineLoad(running=0, waiting=500)], 500)
-    assert not admission.allows(500)
-    admission.update([EngineLoad(running=500)], 500)
-    assert admission.allows(500)
+    for _ in range(3):
+        admission.update([EngineLoad(running=0, waiting=500)], 500)
+        assert admission.limit is None
+        admission.update([EngineLoad(running=500)], 500)
+        assert admission.limit is None
+
+
+def test_of_two_queues_in_a_row_the_shorter_counts() -> None:
+    for queues in ((100, 45), (45, 100)):
+        admission = make()
+        for waiting in queues:
+            admission.update([EngineLoad(running=100, waiting=waiting)], 200)
+        assert admission.limit == 180
 
 
 def test_a_full_cache_counts_only_while_requests_are_thrown_out_of_it() -> None:
     admission = make()
-    for preemptions, expected in ((5, None), (5, None), (8, 97)):
+    for preemptions, expected in ((5, None), (5, None), (8, None), (10, 98), (10, 98)):
         admission.update([EngineLoad(running=100, kv_cache_usage=FULL_CACHE, preemptions=preemptions)], 100)
         assert admission.limit == expected
+    admission.update([EngineLoad(running=98, kv_cache_usage=0.9, preemptions=10)], 98)
+    assert admission.limit == 98 + 24
 
 
 def test_preemptions_with_room_in_the_cache_set_no_limit() -> None:
@@ -90,7 +108,7 @@ def test_preemptions_with_room_in_the_cache_set_no_limit() -> None:
 
 def test_an_engine_that_falls_silent_lifts_the_limit() -> None:
     admission = make()
-    admission.update([EngineLoad(running=10, waiting=90)], 100)
+    saturate(admission, [EngineLoad(running=10, waiting=90)], 100)
     assert not admission.allows(100)
     admission.update([EngineLoad(running=10, waiting=90), None], 100)
     assert admission.allows(100)
@@ -114,14 +132,15 @@ def test_with_nothing_in_flight_one_may_always_begin(history: list[tuple[list[En
 @given(
     st.lists(st.tuples(st.lists(loads, min_size=1, max_size=4), st.integers(1, 2000)), min_size=1, max_size=20), st.floats(0, 4)
 )
-def test_while_the_queue_is_too_long_none_begins_beside_those_in_flight(
+def test_while_the_queue_stays_too_long_none_begins_beside_those_in_flight(
     history: list[tuple[list[EngineLoad], int]], share: float
 ) -> None:
-    admission = make(share=share)
+    admission, before = make(share=share), False
     for engines, inflight in history:
         admission.update(engines, inflight)
-        if sum(e.waiting for e in engines) > share * sum(e.running for e in engines):
-            assert not admission.allows(inflight)
+        too_long = sum(e.waiting for e in engines) > share * sum(e.running for e in engines)
+        assert not (before and too_long and admission.allows(inflight))
+        before = too_long
 
 
 @given(
