@@ -77,19 +77,20 @@ def policy_loss(
         ValueError: something that the options need was not given.
     """
     _check(config, mask, segment_ids, ref_logprobs, proximal_logprobs)
-    tokens = _flatten(logprobs, behaviour_logprobs, advantages, mask, ref_logprobs, proximal_logprobs, segment_ids)
+    segments = None if rollout_tokens is None else len(rollout_tokens)
+    tokens = _flatten(logprobs, behaviour_logprobs, advantages, mask, ref_logprobs, proximal_logprobs, segment_ids, segments)
     counts = _segment_sum(tokens.mask.to(logprobs.dtype), tokens)
     lengths = counts if rollout_tokens is None else rollout_tokens.to(logprobs.dtype)
     totals = totals or _own_totals(counts, lengths)
     weights = _weights(tokens, lengths, totals, config)
     objective, clipped = _objective(tokens, counts, config)
-    importance = _importance(tokens, config)
+    importance, cut = _importance(tokens, config)
     per_token = objective * importance
     kl_to_reference = None if tokens.reference is None else _kl(tokens.reference - tokens.logprobs, config.kl_kind)
     if kl_to_reference is not None:
         per_token = per_token + config.kl_beta * kl_to_reference
     share = tokens.mask.to(logprobs.dtype) / totals.tokens
-    metrics = _metrics(tokens, share, clipped, importance, kl_to_reference, config)
+    metrics = _metrics(tokens, share, clipped, importance, cut, kl_to_reference, config)
     return LossOutput((per_token * weights).sum(), metrics)
 
 
@@ -119,13 +120,15 @@ def _flatten(
     reference: Tensor | None,
     proximal: Tensor | None,
     segment_ids: Tensor | None,
+    num_segments: int | None,  # when it is known, nobody has to wait for the device to say so
 ) -> _Tokens:
     if segment_ids is None:
         segments = torch.arange(mask.shape[0], device=mask.device)[:, None].expand(mask.shape)
         num_segments = mask.shape[0]
     else:
         segments = segment_ids.clamp_min(0)  # padding may be numbered -1
-        num_segments = int(segment_ids.max()) + 1 if segment_ids.numel() else 0
+        if num_segments is None:
+            num_segments = int(segment_ids.max()) + 1 if segment_ids.numel() else 0
 
     def masked(values: Tensor) -> Tensor:
         return torch.where(mask, values, 0).flatten()
@@ -184,14 +187,15 @@ def _objective(tokens: _Tokens, counts: Tensor, config: LossConfig) -> tuple[Ten
     return loss, clipped
 
 
-def _importance(tokens: _Tokens, config: LossConfig) -> Float[Tensor, " tokens"]:
-    """Detached weight of the engine's mismatch: 1 without importance sampling."""
+def _importance(tokens: _Tokens, config: LossConfig) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+    """Detached weight of the engine's mismatch, and where it was cut or its token left out: 1 without importance sampling."""
     if config.importance_sampling == "none" or tokens.proximal is None:
-        return torch.ones_like(tokens.logprobs)
+        return torch.ones_like(tokens.logprobs), torch.zeros_like(tokens.mask)
     weight = (tokens.proximal - tokens.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().detach()
+    cut = ~(weight <= config.importance_cap)  # NaN too
     if config.importance_sampling == "truncate":
-        return weight.clamp_max(config.importance_cap)
-    return torch.where(weight <= config.importance_cap, weight, 0)
+        return weight.clamp_max(config.importance_cap), cut
+    return torch.where(cut, 0, weight), cut
 
 
 def _kl(log_ratio: Tensor, kind: str) -> Tensor:
@@ -205,7 +209,13 @@ def _kl(log_ratio: Tensor, kind: str) -> Tensor:
 
 
 def _metrics(
-    tokens: _Tokens, share: Tensor, clipped: Tensor, importance: Tensor, kl_to_reference: Tensor | None, config: LossConfig
+    tokens: _Tokens,
+    share: Tensor,
+    clipped: Tensor,
+    importance: Tensor,
+    cut: Tensor,
+    kl_to_reference: Tensor | None,
+    config: LossConfig,
 ) -> dict[str, Tensor]:
     def mean(values: Tensor) -> Tensor:
         return (values.detach() * share).sum()
@@ -218,7 +228,5 @@ def _metrics(
         metrics["actor/kl_loss"] = mean(kl_to_reference)
     if config.importance_sampling != "none":
         metrics["mismatch/importance_weight/mean"] = mean(importance)
-        metrics["mismatch/importance_cut/share"] = mean(
-            ((importance >= config.importance_cap) | (importance == 0)).to(share.dtype)
-        )
+        metrics["mismatch/importance_cut/share"] = mean(cut.to(share.dtype))
     return metrics

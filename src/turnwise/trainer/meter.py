@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.trainer import fsdp
 from turnwise.trainer.attention import NO_PARENT, Layout
 from turnwise.trainer.flops import model_size, peak_flops, step_flops
@@ -28,8 +29,9 @@ class Meter:
         self.head = cast(nn.Linear, policy.model.get_output_embeddings()).weight
         table = policy.model.get_input_embeddings().weight
         counted = [parameter for parameter in policy.parameters() if parameter is not table or table is self.head]
-        self.trainable = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
-        self.frozen = sum(parameter.numel() for parameter in counted if not parameter.requires_grad)
+        floating = [parameter for parameter in counted if parameter.is_floating_point()]
+        self.trainable = sum(parameter.numel() for parameter in floating if parameter.requires_grad)
+        self.frozen = sum(parameter.numel() for parameter in floating if not parameter.requires_grad) + _packed(policy)
         known = device.type == "cuda" and loaded.dtype == torch.bfloat16
         self.peak_flops = peak_flops(torch.cuda.get_device_name(device)) if known else None
         self.begin()
@@ -76,6 +78,12 @@ class Meter:
         if self.device.type == "cuda":
             measured["perf/memory_peak_gib"] = peak_memory_gib(self.device)
         return measured
+
+
+def _packed(policy: nn.Module) -> int:
+    """Weights of linear layers that hold them as four-bit codes, which are no parameters."""
+    layers = (module for module in policy.modules() if isinstance(module, MXFP4Linear))
+    return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -207,8 +207,9 @@ def _largest_mismatch(difference: Tensor, batch: MicroBatch) -> Tensor:
     if not len(difference):
         return torch.zeros(len(LARGEST), dtype=torch.float64, device=difference.device)
     kl = _kl(difference)
-    means = kl.new_zeros(len(batch.rollout_tokens)).index_add(0, batch.segment_ids, kl) / batch.segment_ids.bincount()
-    return torch.stack([difference.abs().max().double(), means.max()])
+    zeros = kl.new_zeros(len(batch.rollout_tokens))
+    sums, counts = (zeros.index_add(0, batch.segment_ids, values) for values in (kl, torch.ones_like(kl)))
+    return torch.stack([difference.abs().max().double(), (sums / counts).max()])
 
 
 def _kl(difference: Tensor) -> Tensor:

@@ -271,6 +271,25 @@ def test_importance_sampling_without_proximal_logprobs_is_refused() -> None:
         policy_loss(rows.logprobs, rows.behaviour, rows.advantages, rows.mask, config=LossConfig(importance_sampling="truncate"))
 
 
+@pytest.mark.parametrize(("sampling", "kept"), [("truncate", [0.5, 2.0, 2.0, 1.0]), ("mask", [0.5, 2.0, 0.0, 1.0])])
+def test_only_weights_above_the_cap_are_cut_and_counted(sampling: str, kept: list[float]) -> None:
+    weights = torch.tensor([0.5, 2.0, 2.5, 1.0], dtype=torch.float64)
+    proximal = torch.full((4,), -3.0, dtype=torch.float64)
+    config = config_of("dapo", importance_sampling=sampling, importance_cap=2.0)
+    out = policy_loss(
+        proximal,
+        proximal - torch.tensor([math.log(w) for w in weights.tolist()], dtype=torch.float64),
+        torch.ones(4, dtype=torch.float64),
+        torch.ones(4, dtype=torch.bool),
+        config=config.model_copy(update={"importance_cap": 2.0 + 1e-12}),
+        proximal_logprobs=proximal,
+        segment_ids=torch.zeros(4, dtype=torch.long),
+    )
+    assert out.loss.item() == pytest.approx(-sum(kept) / 4)
+    assert out.metrics["mismatch/importance_cut/share"].item() == 0.25
+    assert out.metrics["mismatch/importance_weight/mean"].item() == pytest.approx(sum(kept) / 4)
+
+
 def test_importance_weights_carry_no_gradient() -> None:
     rows = make_rows(0)
     rows.proximal.requires_grad_(True)

@@ -4,10 +4,15 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from support.batches import ConfigOf, make_batch
+from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.trainer import meter as meter_module
 from turnwise.trainer.flops import step_flops
+from turnwise.trainer.lora import LoraLinear
+from turnwise.trainer.meter import Meter
+from turnwise.trainer.model import Loaded
 from turnwise.trainer.packing import pack
 from turnwise.trainer.step import Learner
 from turnwise.transport import Batch, Progress
@@ -30,6 +35,19 @@ def test_operations_are_those_of_the_formula_less_logits_that_nobody_asked_for(c
     idle = 4 * 320 * 64 * (len(whole.input_ids) - len(whole.targets))
     assert meter.flops == 2 * (everywhere - idle)
     assert meter.tokens == 2 * len(whole.input_ids)
+
+
+def test_packed_weights_count_as_the_weights_that_they_stand_for(
+    config_of: ConfigOf, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(config_of(), device)
+    frozen = learner.meter.frozen
+    for module in learner.policy.modules():
+        if isinstance(module, LoraLinear):
+            assert isinstance(module.base, nn.Linear)
+            monkeypatch.setattr(module, "base", MXFP4Linear.from_linear(module.base))
+    assert sum(p.numel() for p in learner.policy.parameters() if not p.requires_grad) < frozen
+    assert Meter(Loaded(learner.policy, torch.bfloat16), device).frozen == frozen
 
 
 def test_a_trained_output_layer_counts_six(config_of: ConfigOf, device: torch.device) -> None:
