@@ -45,7 +45,15 @@ class Served:
 
 
 @contextmanager
-def started(kind: str, model: Path, folder: Path, *, lora: dict[str, Any] | None, dtype: str = "float32") -> Generator[Served]:
+def started(
+    kind: str,
+    model: Path,
+    folder: Path,
+    *,
+    lora: dict[str, Any] | None,
+    dtype: str = "float32",
+    noise: dict[str, Any] | None = None,
+) -> Generator[Served]:
     """vLLM gets a cache of more adapters than it has slots, so that a loaded adapter may be in none."""
     config = RLConfig.model_validate(
         {
@@ -57,6 +65,7 @@ def started(kind: str, model: Path, folder: Path, *, lora: dict[str, Any] | None
                 "port": _free_port(),
                 "dp": 1,
                 "max_loras": SLOTS,
+                "noise": noise,
                 "embedded": {"threads": 1},
                 "vllm": {"max_cpu_loras": 8} if lora else {},
             },
