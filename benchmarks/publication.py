@@ -55,9 +55,9 @@ def main() -> int:
             config = configuration(arguments, model, Path(name) / kind, kind)
             rows += asyncio.run(asyncio.wait_for(measure(arguments, config, kind), arguments.time_limit))
             print(table(rows), flush=True)
-    if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items()}
-        arguments.json.write_text(json.dumps({"settings": settings, "goals": GOALS, "rows": rows}, indent=1))
+            if arguments.json:
+                settings = {key: str(value) for key, value in vars(arguments).items()}
+                arguments.json.write_text(json.dumps({"settings": settings, "goals": GOALS, "rows": rows}, indent=1))
     return 0
 
 
@@ -194,13 +194,13 @@ async def measure(arguments: argparse.Namespace, config: RLConfig, kind: str) ->
 
 
 async def one_row(arguments: argparse.Namespace, versions: "Versions", kind: str, load: int) -> dict[str, Any]:
-    async with requests_in_flight(versions.policy, SHAPES[arguments.shape]["vocab_size"], load) as count:
+    tokens: dict[int, int] = {}
+    async with requests_in_flight(versions.policy, SHAPES[arguments.shape]["vocab_size"], load, tokens):
         for _ in range(arguments.warm_up):
             await versions.next(kind)
         times = [await versions.next(kind) for _ in range(arguments.repeats)]
-        tokens = sum(count.values())
     median = {part: statistics.median(time_[part] for time_ in times) for part in ("total", *PARTS[kind])}
-    return {"kind": kind, "in_flight": load, "median": median, "repeats": times, "tokens_meanwhile": tokens}
+    return {"kind": kind, "in_flight": load, "median": median, "repeats": times, "tokens_meanwhile": sum(tokens.values())}
 
 
 class Versions:
@@ -236,14 +236,18 @@ class Versions:
 
 
 @asynccontextmanager
-async def requests_in_flight(policy: Policy, vocabulary: int, number: int) -> AsyncGenerator[dict[int, int]]:
-    """So many requests that are sampled all the while; gives the tokens by version. No reply goes back to an older version."""
-    count: dict[int, int] = {}
+async def requests_in_flight(policy: Policy, vocabulary: int, number: int, count: dict[int, int]) -> AsyncGenerator[None]:
+    """So many requests that are sampled all the while, to their end; `count` gets their tokens by version.
+
+    Raises:
+        ExceptionGroup: of a RuntimeError where a reply goes back to an older version, or names one that is not served yet.
+    """
+    over = False
 
     async def one(seed: int) -> None:
         generate = policy.generator(temperature=1.0, affinity=str(seed))
         prompt = [3 + (seed * 7919 + place * 104_729) % (vocabulary - 3) for place in range(PROMPT)]
-        while True:
+        while not over:
             reply = await generate(prompt, TOKENS, seed)
             versions = [version for version, _ in reply.spans]
             if versions != sorted(versions) or versions[-1] > policy.version:
@@ -251,16 +255,11 @@ async def requests_in_flight(policy: Policy, vocabulary: int, number: int) -> As
             for version, tokens in reply.spans:
                 count[version] = count.get(version, 0) + tokens
 
-    tasks = [asyncio.create_task(one(seed)) for seed in range(number)]
-    try:
-        yield count
-    finally:
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for failed in ended:
-            if isinstance(failed, Exception):
-                raise failed
+    async with asyncio.TaskGroup() as group:
+        for seed in range(number):
+            group.create_task(one(seed))
+        yield
+        over = True
 
 
 def table(rows: list[dict[str, Any]]) -> str:
