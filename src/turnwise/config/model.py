@@ -16,6 +16,9 @@ class ModelConfig(Config):
     name: str = "smollm2-135m"
     """Hub id, folder in Hugging Face format, or a name that `turnwise model` prepares (`smollm2-135m`)."""
 
+    quantized: Path | None = None
+    """Folder of the model with its linear layers in MXFP4, which trainer and engines load; `rl` makes it and fills this in."""
+
     chat_template: Path | None = None
     """Jinja file that replaces the tokenizer's own chat template."""
 
@@ -27,6 +30,11 @@ class ModelConfig(Config):
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave off unless you have read it."""
+
+    @property
+    def weights(self) -> str:
+        """Folder or hub id from which trainer and engines of a resolved configuration load the policy's initial weights."""
+        return str(self.quantized or self.name)
 
 
 class GpusConfig(Config):

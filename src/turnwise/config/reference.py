@@ -31,7 +31,7 @@ Unknown keys and contradictions are refused before anything starts, all of them 
 stands in `outputs/config.toml`.
 
 `rl --resume` takes that saved configuration and the flags that you give now, such as `--max-steps 200`; the `@` files then
-only say where the run lies. `model.name`, `trainer.model.lora` and `seed` cannot change any more.
+only say where the run lies. `model.name`, `trainer.model.lora`, `trainer.model.quant` and `seed` cannot change any more.
 
 This page is generated from the code: `make docs` writes it again."""
 

@@ -13,6 +13,7 @@ from turnwise.launch.gpus import Machine, look
 from turnwise.launch.memory import estimate
 from turnwise.launch.models import checked_name
 from turnwise.launch.plan import compose
+from turnwise.launch.quantized import planned_folder
 from turnwise.launch.resolve import check_conditions, check_template, with_defaults
 from turnwise.launch.shape import known_shape
 
@@ -37,7 +38,8 @@ def dry_run(
     check_template(config)
     model = checked_name(config.model.name, weights=config.model.load_format != "dummy")
     arithmetic, unknown = _arithmetic(config, count)
-    filled = with_defaults(config, max_steps=arithmetic.max_steps if arithmetic else config.max_steps or 1, model=model)
+    steps = arithmetic.max_steps if arithmetic else config.max_steps or 1
+    filled = with_defaults(config, max_steps=steps, model=model, quantized=planned_folder(config, model))
     machine = machine or look()
     shape = known_shape(model)
     allocation = allocate(filled, machine, shape)

@@ -18,9 +18,9 @@ from turnwise.launch.child import Child
 from turnwise.launch.gpus import look
 from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.plan import engines, shared_environment
+from turnwise.launch.quantized import quantized_model
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
 from turnwise.launch.survivors import end_all
-from turnwise.launch.unused import refuse_unused
 from turnwise.launch.warden import Warden
 
 GRACE_S = 10.0
@@ -36,14 +36,14 @@ def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -
     Raises:
         ConfigError: the checkpoint is not there, or the engines do not start.
     """
-    refuse_unused(config)
     version = _step_of(checkpoint) if checkpoint else 0
     check_template(config)
     model = _model_of(config, checkpoint, say)
+    quantized = quantized_model(config, model, say)
     with tempfile.TemporaryDirectory(prefix="turnwise-eval-") as scratch:
         # a saved configuration names the port of its run, which may be going on
         here = changed(config, {"output_dir": Path(scratch), "inference": {"port": None}})
-        resolved = with_defaults(here, max_steps=1, model=model)
+        resolved = with_defaults(here, max_steps=1, model=model, quantized=quantized)
         write_resolved(resolved, Path(scratch) / "config.toml")
         return _with_engines(resolved, _adapter_of(checkpoint), version, say)
 

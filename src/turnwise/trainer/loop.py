@@ -92,6 +92,8 @@ class Trainer:
             self._checkpoint()
 
     def _train_all(self) -> None:
+        for note in self.learner.notes:
+            self._say(note)
         self._publish({})
         trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
         self._say(f"policy v{self.step} published; {trained:,} parameters train on {fsdp.arrangement(self.learner.policy)}")

@@ -1,5 +1,6 @@
 """The policy: a causal language model of transformers that returns log-probabilities of sampled tokens, and no logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,11 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from turnwise.config import ModelConfig, RLConfig
+from turnwise.kernels.mxfp4.layer import MXFP4Linear
+from turnwise.kernels.quantized.layout import REPORT, LayoutError
+from turnwise.kernels.quantized.model import load_packed
+from turnwise.kernels.quantized.report import Report, read_lines
 from turnwise.trainer import fsdp
 from turnwise.trainer.attention import Layout, register_attention
 from turnwise.trainer.logprobs import TokenStats, token_logprobs
 from turnwise.trainer.lora import LoraLinear, add_lora
 from turnwise.trainer.packing import MicroBatch
+from turnwise.trainer.quant import FakeQuant, pack_linears, round_weights, train_quantised
 from turnwise.trainer.recompute import prepare_layers
 
 # settings that change logits between the output layer and the softmax; token_logprobs knows the temperature only
@@ -80,10 +86,14 @@ class Loaded:
 
     policy: Policy
     dtype: torch.dtype
+    fake_quant: FakeQuant | None = None  # of parameters that train; None where none of them is quantised
+    notes: Sequence[str] = ()  # what is worth telling about how it is held
 
 
 def load_model(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     """Read the model in Hugging Face form, on the CPU, with segment attention; with `load_format = "dummy"`, draw its weights.
+
+    The linear layers of `model.quantized` are packed.
 
     Raises:
         ModelError: there is no such model, or its files cannot be read.
@@ -96,9 +106,12 @@ def load_model(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     try:
         if config.load_format == "dummy":
             return _dummy_model(config.name, dtype, device, options)
+        if config.quantized is not None:
+            return load_packed(config.quantized, dtype, **options)
         model = AutoModelForCausalLM.from_pretrained(config.name, dtype=dtype, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.name = {config.name!r} cannot be loaded: {error}") from error
+        where = "model.quantized" if isinstance(error, LayoutError) else "model.name"
+        raise ModelError(f"{where} = {config.weights!r} cannot be loaded: {error}") from error
     return cast(PreTrainedModel, model)
 
 
@@ -122,6 +135,7 @@ def build_policy(config: RLConfig, device: torch.device) -> Loaded:
     model = load_model(config.model, device)
     dtype = model.dtype
     policy = Policy(model)
+    fake_quant, notes = _quantise(model, config)
     if options.lora is not None:
         add_lora(model, options.lora, seed=config.seed)
         if isinstance(model.get_output_embeddings(), LoraLinear):
@@ -133,13 +147,29 @@ def build_policy(config: RLConfig, device: torch.device) -> Loaded:
     recompute = options.checkpoint_scope if options.gradient_checkpointing else None
     prepare_layers(policy.layers, recompute=recompute, compiled=options.compile, dropout=dropout)
     _shard(policy, config, dtype, device)
-    return Loaded(policy, dtype)
+    return Loaded(policy, dtype, fake_quant, notes)
+
+
+def _quantise(model: PreTrainedModel, config: RLConfig) -> tuple[FakeQuant | None, Sequence[str]]:
+    """Quantise what is not quantised by now, and say what is."""
+    options = config.trainer.model
+    if config.model.quantized is not None and config.model.load_format != "dummy":
+        packed = [name for name, module in model.named_modules() if isinstance(module, MXFP4Linear)]
+        return None, read_lines(config.model.quantized / REPORT) or Report("", {}, packed).lines()
+    if options.quant is None:
+        return None, ()
+    if options.lora is not None:
+        return None, pack_linears(model, options.quant).lines()
+    fake = train_quantised(model, options.quant, model.dtype)
+    return fake, [*fake.report.lines(), "all parameters train; engines get the values of the quantised weights"]
 
 
 def build_reference(config: RLConfig, device: torch.device) -> Policy:
     """The initial weights, frozen: the reference of `kl_beta` under full fine-tuning."""
     model = load_model(config.model, device)
     model.requires_grad_(False)
+    if config.trainer.model.quant is not None:
+        round_weights(model, config.trainer.model.quant)
     policy = Policy(model).eval().to(device)
     if config.trainer.model.shard and fsdp.world_size() > 1:
         fsdp.shard(policy, policy.layers, device=device, compute_dtype=None)

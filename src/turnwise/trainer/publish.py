@@ -22,9 +22,15 @@ def full_tensors(learner: Learner) -> dict[str, Tensor]:
 
 
 def whole_tensors(learner: Learner, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Names as in the file and whole tensors, where the policy is, one at a time. Each is a collective."""
+    """Names as in the file and whole tensors, where the policy is, one at a time. Each is a collective.
+
+    Under fake quantisation these are the values with which the policy computes, not the masters behind them.
+    """
     for name, parameter in learner.parameters.items():
-        yield peft_name(name) if learner.lora else name, fsdp.full(parameter.detach().to(dtype))
+        tensor = fsdp.full(parameter.detach().to(dtype))
+        if learner.fake_quant is not None:
+            tensor = learner.fake_quant.served(name, tensor)
+        yield peft_name(name) if learner.lora else name, tensor
 
 
 class PublishError(Exception):

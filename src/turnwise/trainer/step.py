@@ -37,6 +37,7 @@ class Learner:
         self.lora = config.trainer.model.lora
         loaded = build_policy(config, device)
         self.policy, self.dtype = loaded.policy, loaded.dtype
+        self.fake_quant, self.notes = loaded.fake_quant, loaded.notes
         self.parameters = self.policy.trainable()
         self.trained = list(self.parameters.values())
         self.optimizer = AdamW(self.trained, config.trainer.optim)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turnwise.config import ConfigError
-from turnwise.launch import models
+from turnwise.launch import cache, models
 from turnwise.launch.models import PreparedModel, check_model_folder, checked_name, resolve_model
 
 
@@ -64,7 +64,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(registry: Path, damage: str):
     elif damage == "lost":
         (folder / "tokenizer.json").unlink()
     else:
-        (folder / models.STAMP).write_text("{")
+        (folder / cache.STAMP).write_text("{")
     said: list[str] = []
     resolve_model("fake", said.append)
     assert (folder / "model.safetensors").read_text() == "weights"

@@ -6,7 +6,7 @@ leaves out is everything between the matrix products; what it adds is fused, pre
 Legend: T tokens of any sequences side by side, H hidden size, N attention heads, G key-value heads, D head size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from turnwise.inference.embedded.linear import PackedLinear
 from turnwise.inference.embedded.lora import LoraMix
+from turnwise.kernels.mxfp4.ops import dequantize
+from turnwise.kernels.quantized.layout import PACKED, SCALE
+from turnwise.kernels.quantized.tensors import Packed
 
 LEAN_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # cosines depend on the position alone, not on the longest sequence
@@ -71,10 +74,17 @@ class LeanNorm:
 
 
 class LeanModel:
-    """Weights and forward pass. `layers` and the attributes below are read-only, but for norms through `norms`."""
+    """Weights and forward pass. `layers` and the attributes below are read-only, but for norms through `norms`.
 
-    def __init__(self, model: Any, max_length: int) -> None:
+    Args:
+        model: the transformers model.
+        max_length: positions that are computed for.
+        codes: codes and scales of the linear layers whose weights are MXFP4 values, by name.
+    """
+
+    def __init__(self, model: Any, max_length: int, codes: Mapping[str, Packed] | None = None) -> None:
         config = model.config
+        self.codes = dict(codes or {})
         self.source: Any = type(model)
         self.config: Any = config
         self.heads: int = config.num_attention_heads
@@ -127,7 +137,24 @@ class LeanModel:
         return self.head(hidden).float()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The resident weights under their checkpoint names, in the engine's type."""
+        """The resident weights under their checkpoint names: in the engine's type, or as codes and scales where they are MXFP4.
+
+        Raises:
+            ValueError: the values that a layer computes with are not those of its codes.
+        """
+        for name, tensor in self._values():
+            layer = name.removesuffix(".weight")
+            if layer not in self.codes:
+                yield name, tensor
+                continue
+            packed, scales = self.codes[layer]
+            if not torch.equal(dequantize(packed, scales, tensor.dtype), tensor):
+                raise ValueError(f"{layer} computes with other values than those of its MXFP4 codes; restart the engine.")
+            yield f"{layer}{PACKED}", packed
+            yield f"{layer}{SCALE}", scales
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        """What the layers compute with."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         yield "model.embed_tokens.weight", self.embedding
         yield "model.norm.weight", self.norm

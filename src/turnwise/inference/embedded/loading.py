@@ -12,9 +12,25 @@ from transformers.utils import logging as transformers_logging
 
 from turnwise.config import RLConfig
 from turnwise.inference.embedded.lean import LeanModel, why_not_lean
+from turnwise.kernels.quantized.layout import is_packed
+from turnwise.kernels.quantized.model import load_decoded
+from turnwise.kernels.quantized.tensors import Packed
 
 log = logging.getLogger(__name__)
 DTYPES: dict[str, Any] = {"auto": "auto", "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_served(name: str | Path, dtype: Any, *, trust_remote_code: bool = False) -> tuple[Any, Mapping[str, Packed]]:
+    """The model to serve, as `load_model`, and codes and scales of the linear layers that come in MXFP4, by name.
+
+    These layers hold the decoded values.
+
+    Raises:
+        OSError, ValueError: as `load_model`.
+    """
+    if Path(name).is_dir() and is_packed(Path(name)):
+        return load_decoded(Path(name), dtype, trust_remote_code=trust_remote_code)
+    return load_model(name, dtype, trust_remote_code=trust_remote_code), {}
 
 
 def load_model(name: str | Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
