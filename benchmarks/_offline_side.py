@@ -29,10 +29,9 @@ def make_engine(flags: list[str]) -> Any:
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(allow_abbrev=False))
     arguments = EngineArgs.from_cli_args(parser.parse_known_args(flags)[0])
-    defaults = EngineArgs(model=arguments.model)
-    names = [field.name for field in dataclasses.fields(EngineArgs)]
-    changed = {name: getattr(arguments, name) for name in names if getattr(arguments, name) != getattr(defaults, name)}
-    return LLM(**{"model": arguments.model, **changed})
+    given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flags if flag.startswith("--")}
+    names = given & {field.name for field in dataclasses.fields(EngineArgs)}
+    return LLM(**{name: getattr(arguments, name) for name in names})
 
 
 def measure(llm: Any, work: dict[str, Any], concurrency: int) -> dict[str, Any]:
