@@ -91,8 +91,8 @@ def _dry_run(request: "Request", *, as_json: bool) -> int:
     from turnwise.launch.dry_run import dry_run
 
     config = check(request)
-    for notice in request.notices:
-        print(notice, file=sys.stderr)
+    for line in (*request.notices, *request.changes):
+        print(line, file=sys.stderr)
     dry_run(config, as_json=as_json)
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,16 @@ def run_command(args: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    if rest and options.command not in ("play", "eval"):
+    if rest and options.command not in ("play", "eval", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest)
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"turnwise {options.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `turnwise ... | head`: the reader has seen enough
+        return 0
     except KeyboardInterrupt:
         return 130
 
@@ -62,6 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=Path, help="a checkpoints/step_N folder; the untrained model when not given")
     evaluate.add_argument("--json", type=Path, help="also write the result to this file")
     evaluate.set_defaults(run=_eval)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="make the runs of a sweep file, and compare them",
+        usage="turnwise sweep @ FILE [--seeds N] [--only ID,ID] [--dry-run [--json]] [--retry] [--plain] [--flags of every run]",
+        epilog="The same command goes on with a sweep that was interrupted, killed or cut off by a reboot. docs/sweeps.md",
+        allow_abbrev=False,
+    )
+    sweep.add_argument("--seeds", type=int, metavar="N", help="repeat each experiment with the seeds 0 to N - 1")
+    sweep.add_argument("--only", default="", metavar="ID,ID", help="these experiments alone")
+    sweep.add_argument("--output-dir", type=Path, metavar="DIR", help="folder of the sweep")
+    sweep.add_argument("--dry-run", action="store_true", help="print each run with its arithmetic; start nothing")
+    sweep.add_argument("--json", action="store_true", help="with --dry-run: as one JSON object")
+    sweep.add_argument("--retry", action="store_true", help="try again what has failed max_attempts times")
+    sweep.add_argument("--plain", action="store_true", help="lines instead of the live table")
+    sweep.set_defaults(run=_sweep)
 
     report = commands.add_parser("report", help="write report.md of a run")
     report.add_argument("run_folder", metavar="RUN", type=Path, help="output folder of the run")
@@ -109,6 +129,23 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def _sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from turnwise.launch.sweep.run import SweepOptions, run_sweep
+
+    if options.seeds is not None and options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds}: at least one seed is needed.")
+    chosen = SweepOptions(
+        dry_run=options.dry_run,
+        as_json=options.json,
+        plain=options.plain,
+        retry=options.retry,
+        seeds=options.seeds,
+        output_dir=options.output_dir,
+        only=tuple(filter(None, options.only.split(","))),
+    )
+    return run_sweep(rest, chosen)
 
 
 def _report(options: argparse.Namespace, _rest: Sequence[str]) -> int:

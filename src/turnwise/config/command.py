@@ -11,12 +11,14 @@ from pydantic_config import ConfigFileError, cli
 from pydantic_core import ErrorDetails
 
 from turnwise.config import legacy
+from turnwise.config.differences import differences
 from turnwise.config.files import ConfigError, Tables, merge, read_toml
 from turnwise.config.problems import Problem, dotted, fields_at, from_pydantic
 from turnwise.config.root import RLConfig
 from turnwise.config.rules import broken_rules
 
 COMMAND_LINE = "command line"
+NAMES = ("output_dir", "run_name", "trajectories_dir")  # every file may have its own: not worth a line
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Request:
     origin: Mapping[str, str]  # dotted key -> file, or "command line"
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=())
+    changes: tuple[str, ...] = ()  # lines about what a file makes of values that files before it give
 
 
 def read_command(args: Sequence[str]) -> Request:
@@ -40,16 +43,18 @@ def read_command(args: Sequence[str]) -> Request:
     tables: Tables = {}
     origin: dict[str, str] = {}
     renamed: dict[str, str] = {}
+    changes: list[str] = []
     for prefix, path in files:
         content, old = legacy.upgrade(_nest(prefix, read_toml(path)))
         renamed.update(old)
-        tables = merge(tables, content)
+        before, tables = tables, merge(tables, content)
+        changes += _changes(path, before, tables)
         _remember(origin, content, str(path))
     overrides, old = _parse_flags(flags)
     renamed.update(old)
     _remember(origin, overrides, COMMAND_LINE)
     notices = (legacy.notice(renamed),) if renamed else ()
-    return Request(merge(tables, overrides), overrides, origin, notices, tuple(path for _, path in files))
+    return Request(merge(tables, overrides), overrides, origin, notices, tuple(path for _, path in files), tuple(changes))
 
 
 def check(request: Request) -> RLConfig:
@@ -72,6 +77,14 @@ def format_problems(problems: Sequence[Problem], origin: Mapping[str, str]) -> s
         places = dict.fromkeys(place for key in problem.keys if (place := _origin(key, origin)))
         lines.append(f"  - {problem.text}" + (f"  [{', '.join(places)}]" if places else ""))
     return "\n".join(lines)
+
+
+def _changes(path: Path, before: Tables, after: Tables) -> list[str]:
+    """What a file changes, where it is laid over others that say something else; silent about one that only adds."""
+    found = [difference for difference in differences(before, after) if difference.key not in NAMES]
+    if not any(difference.given for difference in found):
+        return []
+    return [f"{path} changes what the files before it say:", *(f"  {difference}" for difference in found)]
 
 
 def _validate(tables: Tables) -> tuple[RLConfig | None, list[Problem]]:

@@ -28,6 +28,8 @@ SENTENCES: Mapping[str, str] = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text: put it in quotes",
+    "string_pattern_mismatch": "must be of the form {pattern}",
+    "too_short": "must have at least {min_length} entries",
     "list_type": "must be a list: put it in square brackets",
     "dict_type": "must be a table",
     "model_type": "must be a table: give its keys one by one",
@@ -56,12 +58,12 @@ def dotted(location: Iterable[str | int]) -> str:
     return text
 
 
-def from_pydantic(error: ErrorDetails) -> Problem:
-    """A validation error in the words of this project."""
+def from_pydantic(error: ErrorDetails, root: type[BaseModel] = RLConfig) -> Problem:
+    """A validation error of a configuration, or of another file with tables `root`, in the words of this project."""
     location = error["loc"]
     key = dotted(location)
     if error["type"] == "extra_forbidden":
-        return Problem((key,), f"{key}{_shown(error['input'])}: there is no such key; {_suggestion(location)}")
+        return Problem((key,), f"{key}{_shown(error['input'])}: there is no such key; {_suggestion(location, root)}")
     if error["type"] == "missing":
         return Problem((key,), f"{key} {SENTENCES['missing']}.")
     template = SENTENCES.get(error["type"])
@@ -69,9 +71,9 @@ def from_pydantic(error: ErrorDetails) -> Problem:
     return Problem((key,), f"{key}{_shown(error['input'])} {words}{_nearest_choice(error)}.")
 
 
-def fields_at(location: Location) -> Mapping[str, Any] | None:
+def fields_at(location: Location, root: type[BaseModel] = RLConfig) -> Mapping[str, Any] | None:
     """Fields of the table at `location` and their annotations, None where no table is."""
-    model: type[BaseModel] | None = RLConfig
+    model: type[BaseModel] | None = root
     for part in location:
         if isinstance(part, int):
             continue
@@ -100,18 +102,19 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _suggestion(location: Location) -> str:
+def _suggestion(location: Location, root: type[BaseModel]) -> str:
     name, parents = str(location[-1]), location[:-1]
-    siblings = list(fields_at(parents) or ())
+    siblings = list(fields_at(parents, root) or ())
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
-    elsewhere = [key for key in all_keys() if key.rpartition(".")[2] == name]
+    keys = all_keys(root)
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
-    distant = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in all_keys()], n=1, cutoff=0.75)
+    distant = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.75)
     if distant:
-        return f"did you mean {next(key for key in all_keys() if key.rpartition('.')[2] == distant[0])}?"
+        return f"did you mean {next(key for key in keys if key.rpartition('.')[2] == distant[0])}?"
     table = f"[{dotted(parents)}]" if parents else "the top level"
     return f"{table} knows {', '.join(siblings)}." if siblings else "see docs/configuration.md."
 

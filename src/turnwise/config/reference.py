@@ -8,7 +8,7 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from turnwise.config.legacy import RENAMED
 from turnwise.config.root import RLConfig
+from turnwise.config.sweep import SweepConfig
 
 INTRODUCTION = """\
 # Configuration
@@ -34,6 +35,12 @@ stands in `outputs/config.toml`.
 only say where the run lies. `model.name`, `trainer.model.lora`, `trainer.model.quant` and `seed` cannot change any more.
 
 This page is generated from the code: `make docs` writes it again."""
+
+
+SWEEPS = """\
+# Sweep files
+
+`turnwise sweep @ FILE` reads files of its own, described in [sweeps.md](sweeps.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +77,25 @@ def tables(model: type[BaseModel] = RLConfig, path: str = "", header: str = "", 
 
 def markdown() -> str:
     """docs/configuration.md."""
-    parts = [INTRODUCTION]
-    for table in tables():
-        parts.append(f"## `{table.header}`" if table.header else "## Top level")
-        parts.append(table.description)
+    parts = [INTRODUCTION, *_sections(tables())]
+    old = "\n".join(f"| `{before}` | `{after}` |" for before, after in RENAMED.items())
+    parts.append(f"## Older spellings\n\nAccepted, with a notice.\n\n| older | now |\n|---|---|\n{old}")
+    parts += [SWEEPS, *_sections(tables(SweepConfig))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(described: Iterable[TableReference]) -> list[str]:
+    """A heading, a description and a table of keys for each table."""
+    parts: list[str] = []
+    for table in described:
+        parts += [f"## `{table.header}`" if table.header else "## Top level", table.description]
         if table.keys:
             rows = "\n".join(
                 f"| `{key.name}` | {_cell(key.type)} | {_cell(f'`{key.default}`')} | {_cell(key.description)} |"
                 for key in table.keys
             )
             parts.append(f"| key | type | default | |\n|---|---|---|---|\n{rows}")
-    old = "\n".join(f"| `{before}` | `{after}` |" for before, after in RENAMED.items())
-    parts.append(f"## Older spellings\n\nAccepted, with a notice.\n\n| older | now |\n|---|---|\n{old}")
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def help_text(width: int | None = None) -> str:

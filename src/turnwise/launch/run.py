@@ -45,12 +45,13 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
     if options.resume:
         request = resume.resumed_request(request, root)
     config = check(request)
-    for notice in request.notices:
-        say(notice)
+    for line in (*request.notices, *request.changes):
+        say(line)
     with locked(root) as lock:
         if not (options.resume or options.clean):
             refuse_existing(root)
-        resolved = allocated(resolve(config, say), say)
+        machine = look()
+        resolved = allocated(resolve(config, say), say, machine)
         check_engine(resolved.config)
         step = resume.latest_checkpoint(root, say) if options.resume else None
         if step is not None and _is_complete(resolved.config, step):
@@ -58,16 +59,16 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
             return ExitCode.DONE
         _make_room(resolved.config, options, step, say)
         write_resolved(resolved.config, root / "config.toml")
-        return _supervise(resolved, options, step, lock, say)
+        return _supervise(resolved, machine, options, step, lock, say)
 
 
-def allocated(resolved: Resolved, say: Say, machine: Machine | None = None) -> Resolved:
-    """The same on the GPUs of `machine`, this one when left out.
+def allocated(resolved: Resolved, say: Say, machine: Machine) -> Resolved:
+    """The same on the GPUs of `machine`.
 
     Raises:
         ConfigError: GPUs are missing or too small; the message names all of it.
     """
-    config, machine = resolved.config, machine or look()
+    config = resolved.config
     uses_gpus = bool(config.gpus.inference or config.gpus.trainer)
     allocation = allocate(config, machine, known_shape(config.model.name) if uses_gpus else "no GPU is used")
     if allocation.errors:
@@ -99,10 +100,10 @@ def _is_complete(config: RLConfig, step: int) -> bool:
     return config.max_steps is not None and step >= config.max_steps and evaluated
 
 
-def _supervise(resolved: Resolved, options: Options, step: int | None, lock: int, say: Say) -> ExitCode:
+def _supervise(resolved: Resolved, machine: Machine, options: Options, step: int | None, lock: int, say: Say) -> ExitCode:
     config = resolved.config
     run_id = uuid.uuid4().hex
-    plan = compose(config, run_id=run_id, resume_step=step)
+    plan = compose(config, run_id=run_id, resume_step=step, machine=machine)
     for line in [*arithmetic_lines(resolved.arithmetic, config), weights_line(config)]:
         say(line)
     say(f"Logs: {plan.run_dir.logs}/{{inference,orchestrator,trainer}}.stdout")

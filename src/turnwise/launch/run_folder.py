@@ -40,6 +40,21 @@ def locked(root: Path) -> Generator[int]:
         os.close(descriptor)
 
 
+def is_held(root: Path) -> bool:
+    """Whether an `rl`, or the warden that ends what it left, has the folder at this moment."""
+    try:
+        descriptor = os.open(root / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def holds_run(root: Path) -> bool:
     """Whether a run lies in the folder."""
     return any((root / name).exists() for name in EVIDENCE)

@@ -35,7 +35,7 @@ def draw_run(run: Run, folder: Path) -> list[tuple[str, Path]]:
     drawn = [(caption, folder / f"{name}.png", panels) for caption, name, panels in pictures if panels]
     for caption, path, panels in drawn:
         left_out = f" ({MAX_PANELS} of {len(panels)})" if len(panels) > MAX_PANELS else ""
-        _save(_grid(panels[:MAX_PANELS], title=f"{run.name}: {caption.split(':')[0].lower()}{left_out}"), path)
+        save(grid(panels[:MAX_PANELS], title=f"{run.name}: {caption.split(':')[0].lower()}{left_out}"), path)
     return [(caption, path) for caption, path, _ in drawn]
 
 
@@ -56,7 +56,7 @@ def plot_seeds(runs: Sequence[Path], names: Sequence[str], out: Path, *, window:
     if not known:
         raise ValueError(f"none of {', '.join(map(str, runs))} reports {', '.join(names)}")
     panels = [_seeds_panel(loaded, name, 1 if name.startswith("val-") else window) for name in known]
-    return _save(_grid(panels, title=f"{len(loaded)} seeds: mean and standard deviation"), out)
+    return save(grid(panels, title=f"{len(loaded)} seeds: mean and standard deviation"), out)
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -232,14 +232,15 @@ def _held_out(axes: "Axes", run: Run, names: list[str], *, label: bool = True) -
         axes.legend(fontsize=7, frameon=False)
 
 
-def _grid(panels: Sequence[Draw], *, title: str) -> "Figure":
+def grid(panels: Sequence[Draw], *, title: str, panel: tuple[float, float] = PANEL) -> "Figure":
+    """Panels side by side, each `panel` inches, over optimiser steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(6.0, PANEL[0] * columns), PANEL[1] * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(6.0, panel[0] * columns), panel[1] * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     for index, draw in enumerate(panels, start=1):
@@ -254,7 +255,8 @@ def _grid(panels: Sequence[Draw], *, title: str) -> "Figure":
     return figure
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path

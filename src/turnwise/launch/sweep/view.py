@@ -1,0 +1,110 @@
+"""What the user sees of a sweep: a table that redraws itself on a terminal, lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from turnwise.config.sweep import SweepConfig
+from turnwise.launch.terminal import terminal_console
+from turnwise.report.sweep import RunState, SweepRow
+from turnwise.report.sweep_tables import remark, status_table
+
+COLOURS = {
+    RunState.PENDING: "dim",
+    RunState.RUNNING: "bold cyan",
+    RunState.COMPLETE: "green",
+    RunState.ENDED_EARLY: "yellow",
+    RunState.FAILED: "bold red",
+}
+WIDE = 150  # columns of a terminal that shows what each run is, too
+SIGN_OF_LIFE_S = 60.0  # between two lines about the same runs
+
+
+class LineView:
+    """A line for each event, and now and then one about the runs that go on; for logs, pipes and CI."""
+
+    def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stdout
+        self._now = now
+        self._told = now()
+        self._closed = False
+
+    def say(self, text: str) -> None:
+        self._told = self._now()
+        if self._closed:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:
+            self._closed = True  # nobody reads any more: the sweep goes on
+
+    def update(self, rows: Sequence[SweepRow]) -> None:
+        if self._now() - self._told < SIGN_OF_LIFE_S:
+            return
+        running = [f"{row.label} {row.step}/{row.max_steps or '?'}" for row in rows if row.state is RunState.RUNNING]
+        done = sum(row.state is RunState.COMPLETE for row in rows)
+        self.say(f"{done} of {len(rows)} runs complete; running: {', '.join(running) or 'none'}")
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class TableView:
+    """The table, redrawn as it changes; what is said scrolls by above it."""
+
+    def __init__(self, sweep: SweepConfig, console: Console) -> None:
+        self._sweep, self._console = sweep, console
+        self._closed = False
+        self._rows: Sequence[SweepRow] = ()
+        self._live = Live(Text("looking at the runs"), console=console, auto_refresh=False)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
+
+    def update(self, rows: Sequence[SweepRow]) -> None:
+        if rows != self._rows:
+            self._rows = rows
+            picture = render(self._sweep, rows, self._console.width)
+            self._draw(lambda: self._live.update(picture, refresh=True))
+
+    def close(self) -> None:
+        self._draw(self._live.stop)
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        try:
+            draw()
+        except OSError:
+            self._closed = True  # the terminal was closed: the sweep goes on
+
+
+def render(sweep: SweepConfig, rows: Sequence[SweepRow], width: int) -> Group:
+    """The state as a table for `width` columns, remarks below it."""
+    content = status_table(sweep, rows)
+    left_out = {"remark"} if width >= WIDE else {"remark", "what"}
+    shown = [at for at, head in enumerate(content.heads) if head not in left_out]
+    table = Table(title=sweep.name, title_justify="left")
+    for at in shown:
+        table.add_column(content.heads[at], justify="right" if at in content.numbers else "left", overflow="fold")
+    for row, cells in zip(rows, content.rows, strict=True):
+        texts = [cells[at][len("2026-") :] if content.heads[at] in ("start", "end") else cells[at] for at in shown]
+        table.add_row(*(Text(text) for text in texts), style=COLOURS[row.state])
+    remarks = [Text(f"{row.label}: {text}") for row in rows if (text := remark(row))]
+    hint = [Text("Ctrl-C: stop with checkpoints; the same command goes on", style="dim")]
+    return Group(table, *remarks, *(hint if any(row.state is RunState.RUNNING for row in rows) else []))
+
+
+def make_view(sweep: SweepConfig, *, plain: bool) -> LineView | TableView:
+    """The table where stdout is a terminal that can draw it, lines elsewhere."""
+    if plain or not sys.stdout.isatty():
+        return LineView()
+    console = terminal_console()
+    return TableView(sweep, console) if console.is_terminal and not console.is_dumb_terminal else LineView()

@@ -1,0 +1,164 @@
+"""The pages of a sweep: its state at every moment, and one page that compares its experiments, as Markdown and as HTML."""
+
+import base64
+import html
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from turnwise.config.sweep import SweepConfig
+from turnwise.report.run import Metrics
+from turnwise.report.sweep import RunState, SweepRow, answers, caution, compare
+from turnwise.report.sweep_plots import draw_sweep
+from turnwise.report.sweep_tables import Table, answers_table, comparison_table, status_table
+from turnwise.transport import write_atomic
+
+STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
+th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; } th { background: #f3f3f3; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+img { max-width: 100%; }"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image under the page's folder."""
+
+    caption: str
+    path: Path
+
+
+Block = str | Table | Picture | list[str]  # a paragraph, "## a heading", a table, a picture, a list
+Shortened = Sequence[str]  # "key: before -> after", what overlays change
+
+
+def write_status(root: Path, sweep: SweepConfig, rows: Sequence[SweepRow]) -> None:
+    """Write `status.md` and `status.json`. Raises OSError when the file system refuses."""
+    counts = ", ".join(f"{sum(row.state is state for row in rows)} {state}" for state in RunState)
+    told = f"# {sweep.name}\n\n{counts}; {time.strftime('%Y-%m-%d %H:%M:%S')}. Result: `{sweep.metric}`.\n\n"
+    write_atomic(root / "status.md", (told + status_table(sweep, rows).markdown() + "\n").encode())
+    write_atomic(root / "status.json", (json.dumps(status_json(sweep, rows), indent=2) + "\n").encode())
+
+
+def status_json(sweep: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, Any]:
+    """The state as plain values; scores are not multiplied."""
+    listed = [
+        {
+            **asdict(row),
+            "folder": str(row.folder),
+            "result": row.result and asdict(row.result),
+            "best": row.best and asdict(row.best),
+        }
+        for row in rows
+    ]
+    return {"name": sweep.name, "metric": sweep.metric, "updated": time.time(), "runs": listed}
+
+
+def write_comparison(
+    root: Path, sweep: SweepConfig, rows: Sequence[SweepRow], metrics: Mapping[str, Metrics], shortened: Shortened = ()
+) -> Path:
+    """Write `comparison.md`, `comparison.html` (pictures inside), `comparison.json` and the pictures; returns the first.
+
+    Args:
+        metrics: of each run, by its label.
+        shortened: what the overlays change.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    pictures = draw_sweep(_curves(sweep, rows, metrics), [sweep.metric, *sweep.plots], root / "pictures", title=sweep.name)
+    blocks = _blocks(sweep, rows, [Picture(name, path) for name, path in pictures], shortened)
+    compared = compare(sweep, rows)
+    numbers = {
+        "metric": sweep.metric,
+        "experiments": [{**asdict(one), "mean": one.mean, "stderr": one.stderr} for one in compared],
+        "answers": [change.as_dict() for change in answers(sweep, compared)],
+        "caution": caution(sweep, compared),
+    }
+    write_atomic(root / "comparison.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_atomic(root / "comparison.html", _html(sweep.name, blocks).encode())
+    write_atomic(root / "comparison.md", _markdown(root, blocks).encode())
+    return root / "comparison.md"
+
+
+def _curves(sweep: SweepConfig, rows: Sequence[SweepRow], metrics: Mapping[str, Metrics]) -> dict[str, list[Metrics]]:
+    """The runs whose curves stand for each experiment: those that are complete, or all while none is.
+
+    A mean over seeds reaches as far as the shortest of them: one that ended early would cut the others short.
+    """
+    curves: dict[str, list[Metrics]] = {}
+    for run in sweep.run:
+        own = [row for row in rows if row.experiment == run.id and row.label in metrics]
+        complete = [row for row in own if row.state is RunState.COMPLETE]
+        curves[f"{run.id}  {run.title}".strip()] = [metrics[row.label] for row in complete or own]
+    return curves
+
+
+def _blocks(sweep: SweepConfig, rows: Sequence[SweepRow], pictures: Sequence[Picture], shortened: Shortened) -> list[Block]:
+    compared = compare(sweep, rows)
+    answered = answers(sweep, compared)
+    missing = sum(row.state is not RunState.COMPLETE for row in rows)
+    blocks: list[Block] = [f"# {sweep.name}"]
+    if missing:
+        blocks.append(f"{missing} of {len(rows)} runs are not complete; they enter no mean.")
+    if shortened:
+        blocks += ["These are not the full experiments. They were shortened by:", list(shortened)]
+    blocks += ["## Comparison", f"`{sweep.metric}` at the final evaluation. {caution(sweep, compared)}"]
+    blocks.append(comparison_table(sweep, compared))
+    if answered:
+        blocks += ["## Questions", answers_table(sweep, answered)]
+        blocks.append("A verdict other than *no difference beyond chance* means a difference of at least three standard errors.")
+    blocks += ["## Runs", status_table(sweep, rows)]
+    if pictures:
+        blocks += ["## Curves", "Training metrics are running means over a twentieth of the run.", *pictures]
+    return blocks
+
+
+def _markdown(root: Path, blocks: Sequence[Block]) -> str:
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Table):
+            parts.append(block.markdown())
+        elif isinstance(block, Picture):
+            parts.append(f"![{block.caption}]({block.path.relative_to(root).as_posix()})")
+        elif isinstance(block, list):
+            parts.append("\n".join(f"- `{line}`" for line in block))
+        else:
+            parts.append(block)
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(title: str, blocks: Sequence[Block]) -> str:
+    body = "\n".join(map(_html_block, blocks))
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _html_block(block: Block) -> str:
+    if isinstance(block, Table):
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.heads)
+        lines = ["".join(_html_cell(cell, at in block.numbers) for at, cell in enumerate(row)) for row in block.rows]
+        return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    if isinstance(block, Picture):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        return f'<p><img alt="{html.escape(block.caption)}" src="data:image/png;base64,{data}"></p>'
+    if isinstance(block, list):
+        return "<ul>" + "".join(f"<li><code>{html.escape(line)}</code></li>" for line in block) + "</ul>"
+    level = len(block) - len(block.lstrip("#"))
+    text = _inline(html.escape(block.lstrip("# ")))
+    return f"<h{level}>{text}</h{level}>" if level else f"<p>{text}</p>"
+
+
+def _html_cell(cell: str, number: bool) -> str:
+    return f'<td class="number">{html.escape(cell)}</td>' if number else f"<td>{html.escape(cell)}</td>"
+
+
+def _inline(text: str) -> str:
+    """`code` and *emphasis*."""
+    for mark, tag in (("`", "code"), ("*", "em")):
+        pieces = text.split(mark)
+        text = "".join(f"<{tag}>{piece}</{tag}>" if at % 2 else piece for at, piece in enumerate(pieces))
+    return text
