@@ -55,7 +55,7 @@ def check_weight(weight: Tensor) -> None:
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         raise ValueError(f"MXFP4 quantises matrices [out, in] of floats; this is {weight.dtype} of shape {list(weight.shape)}")
-    if weight.shape[1] % BLOCK:
+    if weight.shape[1] == 0 or weight.shape[1] % BLOCK:
         raise ValueError(
             f"MXFP4 needs an input dimension that is a multiple of {BLOCK}; this weight has shape {list(weight.shape)}: "
             "leave its layer in bfloat16"
@@ -77,3 +77,13 @@ def check_packed(packed: UInt8[Tensor, "n half_k"], scales: UInt8[Tensor, "n blo
             f"MXFP4 codes [N, K/2] and scales [N, K/{BLOCK}] do not fit: they have shapes {list(packed.shape)} and "
             f"{list(scales.shape)}; view blocks of gpt-oss, [N, K/32, 16], as [N, K/2]"
         )
+
+
+def check_operand(x: Tensor, size: int, what: str, rule: str) -> None:
+    """Whether a tensor can be multiplied with a weight.
+
+    Raises:
+        ValueError: it is not of floats, or its last dimension is not `size`.
+    """
+    if x.ndim == 0 or x.shape[-1] != size or not x.is_floating_point():
+        raise ValueError(f"{what} is {x.dtype} of shape {list(x.shape)}; it must be of floats and end in {size}, {rule}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from turnwise.kernels import onednn
 from turnwise.kernels.mxfp4.backends import aligned
-from turnwise.kernels.mxfp4.format import BLOCK, ScaleMode, check_packed
+from turnwise.kernels.mxfp4.format import BLOCK, ScaleMode, check_operand, check_packed
 from turnwise.kernels.mxfp4.ops import dequantize, mxfp4_product, quantize
 
 LARGEST_SMALL_SCALE = 128  # scale byte of 2, the bound of `small_scales`
@@ -102,6 +102,7 @@ class MXFP4Linear(nn.Module):
         if self._decoded is None:
             y = mxfp4_product(x, self.weight_packed, self.weight_scale, small_scales=self._small_scales)
         else:
+            check_operand(x, self.in_features, "x", "the weight's K")
             y = _FrozenProduct.apply(x, self._held(x.dtype, self._decoded))
         return y if self.bias is None else y + self.bias
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from turnwise.kernels.mxfp4 import backends
-from turnwise.kernels.mxfp4.format import BLOCK, SCALE_NAN, ScaleMode, check_packed, check_scale_mode, check_weight
+from turnwise.kernels.mxfp4.format import BLOCK, SCALE_NAN, ScaleMode, check_operand, check_packed, check_scale_mode, check_weight
 
 
 def quantize(
@@ -80,7 +80,7 @@ def mxfp4_product(
 
     """
     check_packed(packed, scales)
-    _check_operand(x, packed.shape[1] * 2, "x", "the weight's K")
+    check_operand(x, packed.shape[1] * 2, "x", "the weight's K")
     if out is None:
         return torch.ops.turnwise.mxfp4_product(x, packed, scales, False, small_scales)
     return _into(out, x, packed, scales, beta, False, small_scales)
@@ -96,15 +96,10 @@ def mxfp4_product_dx(
 ) -> Float[Tensor, "*batch k"]:
     """grad W: the gradient of `mxfp4_product` with respect to x. Arguments and errors as there."""
     check_packed(packed, scales)
-    _check_operand(grad, packed.shape[0], "the gradient", "the weight's N")
+    check_operand(grad, packed.shape[0], "the gradient", "the weight's N")
     if out is None:
         return torch.ops.turnwise.mxfp4_product(grad, packed, scales, True, False)
     return _into(out, grad, packed, scales, beta, True, False)
-
-
-def _check_operand(x: Tensor, size: int, what: str, rule: str) -> None:
-    if x.ndim == 0 or x.shape[-1] != size or not x.is_floating_point():
-        raise ValueError(f"{what} is {x.dtype} of shape {list(x.shape)}; it must be of floats and end in {size}, {rule}")
 
 
 def _into(out: Tensor, x: Tensor, packed: Tensor, scales: Tensor, beta: int, transposed: bool, small_scales: bool) -> Tensor:

@@ -39,7 +39,7 @@ def quantize(
     n, k = weight.shape
     packed = torch.empty(n, k // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(n, k // BLOCK, dtype=torch.uint8, device=weight.device)
-    rows = max(1, CHUNK_WEIGHTS // k) if k else 1
+    rows = max(1, CHUNK_WEIGHTS // k)
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         blocks = weight[part].detach().float().reshape(-1, k // BLOCK, BLOCK)
@@ -79,7 +79,7 @@ def dequantize(
     """
     check_packed(packed, scales)
     n, half = packed.shape
-    nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).view(n, -1, BLOCK)
+    nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).view(n, half * 2 // BLOCK, BLOCK)
     values = torch.tensor(VALUES, device=packed.device)[nibbles.int()]
     return (values * scale_values(packed.device)[scales.int()].unsqueeze(-1)).view(n, 2 * half).to(dtype)
 

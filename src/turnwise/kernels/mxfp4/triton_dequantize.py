@@ -1,7 +1,5 @@
 """Dequantise in Triton: four bytes of codes in, sixteen bytes of bfloat16 out, per thread and turn."""
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false
-
-from typing import Any
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 
 import torch
 import triton
@@ -21,8 +19,8 @@ def _dequantize_kernel(words_ptr, scales_ptr, out_ptr, total, LANES: tl.constexp
     # A thread takes one word a turn, so that neighbouring threads write neighbouring 16 bytes; with more words to a thread, each
     # store of a warp would touch twice the number of 32-byte sectors.
     first = tl.program_id(0).to(tl.int64) * (LANES * TURNS) + tl.arange(0, LANES)
-    words: Any = ()
-    scale_bytes: Any = ()
+    words = ()
+    scale_bytes = ()
     for turn in tl.static_range(TURNS):
         index = first + turn * LANES
         words = words + (tl.load(words_ptr + index, mask=index < total, other=0),)  # noqa: RUF005
