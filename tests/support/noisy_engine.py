@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import torch
@@ -67,11 +68,17 @@ class NoisyEngine(ScriptedEngine):
     adds_up: bool = False
     blind: bool = False
     applied: list[tuple[float, int]] = field(default_factory=list)  # (sigma, seed) in order
+    answered: list[tuple[float, str, float]] = field(default_factory=list)  # (temperature, model, sigma) of every answer
 
     def __post_init__(self) -> None:
         self.models = [bare() for _ in range(self.workers)]
         self.noises = [NormNoise() for _ in range(self.workers)]
         self.seed_shift = 0  # planted: what each further worker adds to the seed
+
+    def _answer(self, body: dict[str, Any], ids: Sequence[int], reason: str) -> dict[str, Any]:
+        if ids:
+            self.answered.append((body["temperature"], body["model"], -1 - self.logprob))
+        return super()._answer(body, ids, reason)
 
     async def _rpc(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
