@@ -49,13 +49,13 @@ tensorboard = false
 class Rl:
     """A running `rl`. Its output is in `output()`; `processes()` are those that carry its mark, itself included."""
 
-    def __init__(self, folder: Path, *args: str, cwd: Path | None = None) -> None:
+    def __init__(self, folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl") -> None:
         self.mark = uuid.uuid4().hex
         self._log = folder / f"rl-{self.mark[:6]}.log"
         env = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "turnwise.cli.rl", *args],
+                [sys.executable, "-m", module, *args],
                 cwd=cwd or folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -104,9 +104,9 @@ class Rl:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *args: str, cwd: Path | None = None) -> Generator[Rl]:
-    """`rl` with these arguments; whatever it leaves is killed at the end of the block."""
-    rl = Rl(folder, *args, cwd=cwd)
+def running(folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl") -> Generator[Rl]:
+    """`rl`, or another command, with these arguments; whatever it leaves is killed at the end of the block."""
+    rl = Rl(folder, *args, cwd=cwd, module=module)
     try:
         yield rl
     finally:
