@@ -68,9 +68,7 @@ def _word_sum(tensor: "Tensor") -> "Tensor":
 
     words = tensor.contiguous().flatten().view(_word_type(tensor.element_size()))
     multipliers = _multipliers(tensor.device)
-    if (
-        len(words) <= BLOCK
-    ):  # as below, in a third of the kernels: adapters have hundreds of such tensors
+    if len(words) <= BLOCK:  # as below, in a third of the kernels: adapters have hundreds of such tensors
         return (words.to(torch.int64) * multipliers[: len(words)]).sum()
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for block, start in enumerate(range(0, len(words), BLOCK * ROWS)):
