@@ -16,6 +16,7 @@ from turnwise.launch.shape import BYTES, ModelShape
 
 GIB = 2**30
 MIB = 2**20
+MXFP4_BITS = 4 + 8 / 32  # of a weight: its code, and its part of a scale byte
 MASTER_BYTES = 4  # float32 parameters that are trained
 GRADIENT_BYTES = 4
 MOMENTS_BYTES = 4 + 4
@@ -94,7 +95,7 @@ def gpu_engine_needs(config: RLConfig, shape: ModelShape, total: int | None = No
     tokens, sequences = _vllm_step(config, large=total is None or total >= VLLM_LARGE)
     step = tokens * (4 * shape.intermediate + 6 * shape.hidden) * width // config.inference.tp
     logits = sequences * shape.vocabulary * 2 * 4  # float32, twice
-    parts = {"weights": shape.parameters * width // config.inference.tp}
+    parts = {"weights": _frozen_bytes(config, shape, width) // config.inference.tp}
     lora = config.trainer.model.lora
     if lora:  # slots are as large as the largest adapter that they may hold, whatever the adapter leaves out
         slot = shape.adapter_parameters(lora_rank_limit(lora.rank), LINEAR_LAYERS) * width
@@ -122,18 +123,44 @@ def trainer_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
     if model.lora:
         trained = shape.adapter_parameters(model.lora.rank, model.lora.target_modules)
         state = trained * (MASTER_BYTES + trained_bytes) // shards
-        parts = {"weights": shape.parameters * width // shards, "adapter and its optimiser": state}
+        weights = _frozen_bytes(config, shape, width, shards, 1 if model.quant is None or not model.quant.shard_base else shards)
+        parts = {"weights": weights, "adapter and its optimiser": state}
+        if targets := packed_layers(config):
+            parts["a decoded layer"] = shape.largest_linear(targets) * width
     else:
         state = shape.parameters * trained_bytes // shards
         parts = {"weights": shape.parameters * MASTER_BYTES // shards, "gradients and optimiser": state}
+        if model.quant is not None:  # codes of a forward pass wait for the backward pass
+            codes = _packed_bytes(shape, model.quant.target_modules)
+            parts["quantised weights"] = codes // shape.layers if model.gradient_checkpointing else codes
         if config.trainer.loss.kl_beta > 0:
             parts["reference model"] = shape.parameters * width // shards
     if shards > 1 or (model.lora is None and width < MASTER_BYTES):
-        parts["gathered layers"] = (2 * shape.layer_parameters + shape.embedding_parameters) * width
+        layer = shape.layer_parameters - shape.linear_parameters(packed_layers(config)) // shape.layers
+        parts["gathered layers"] = (2 * layer + shape.embedding_parameters) * width
     parts[f"activations ({tokens} tokens)"] = _activations(config, shape, tokens)
     parts["logits"] = min(tokens * shape.vocabulary, LOGIT_CHUNK[place]) * LOGIT_BYTES + tokens * shape.hidden * 4
     parts["process"] = PROCESS_BYTES if place == "RAM" else GPU_CONTEXT_BYTES
     return parts
+
+
+def packed_layers(config: RLConfig) -> list[str]:
+    """Names of the linear layers that engines and trainer hold in MXFP4; none without quantisation or when they train."""
+    quant = config.trainer.model.quant
+    if config.trainer.model.lora is None or (quant is None and config.model.quantized is None):
+        return []
+    return LINEAR_LAYERS if quant is None else quant.target_modules
+
+
+def _frozen_bytes(config: RLConfig, shape: ModelShape, width: int, shards: int = 1, packed_shards: int = 1) -> int:
+    """Weights as they lie in vLLM, or under an adapter in the trainer, each divided as often as said."""
+    targets = packed_layers(config)
+    plain = shape.parameters - shape.linear_parameters(targets)
+    return plain * width // shards + _packed_bytes(shape, targets) // packed_shards
+
+
+def _packed_bytes(shape: ModelShape, targets: list[str]) -> int:
+    return int(shape.linear_parameters(targets) * MXFP4_BITS / 8)
 
 
 def _activations(config: RLConfig, shape: ModelShape, tokens: int) -> int:
@@ -164,7 +191,7 @@ def _cpu_engine_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
     if config.inference.engine == "embedded":
         running = min(running, embedded.max_batch_size)
     parts = {
-        "weights": shape.parameters * width // config.inference.tp,
+        "weights": _cpu_weights(config, shape, width),
         f"KV cache ({running} x {config.seq_len} tokens)": running * config.seq_len * cache_bytes(config, shape),
         "process": PROCESS_BYTES,
     }
@@ -173,6 +200,11 @@ def _cpu_engine_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
     if lora := config.trainer.model.lora:
         parts["adapters"] = config.adapter_slots * shape.adapter_parameters(lora.rank, lora.target_modules) * width
     return parts
+
+
+def _cpu_weights(config: RLConfig, shape: ModelShape, width: int) -> int:
+    """The embedded engine keeps the values of packed weights beside their codes."""
+    return shape.parameters * width // config.inference.tp + _packed_bytes(shape, packed_layers(config))
 
 
 def _vllm_step(config: RLConfig, *, large: bool) -> tuple[int, int]:

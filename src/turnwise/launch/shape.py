@@ -1,6 +1,7 @@
 """The sizes of a model, from its config.json alone."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,24 @@ class ModelShape:
 
     def adapter_parameters(self, rank: int, targets: list[str]) -> int:
         """Parameters of LoRA at this rank on these linear layers of every decoder layer."""
+        return self.layers * rank * sum(sum(self._sides[name]) for name in targets if name in self._sides)
+
+    def linear_parameters(self, targets: list[str]) -> int:
+        """Weights of these linear layers of every decoder layer."""
+        return self.layers * sum(self._weights(targets))
+
+    def largest_linear(self, targets: list[str]) -> int:
+        """Weights of the largest of these linear layers."""
+        return max(self._weights(targets), default=0)
+
+    def _weights(self, targets: list[str]) -> list[int]:
+        return [math.prod(self._sides[name]) for name in targets if name in self._sides]
+
+    @property
+    def _sides(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of a decoder layer."""
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        sides = {
+        return {
             "q_proj": (self.hidden, query),
             "k_proj": (self.hidden, key_value),
             "v_proj": (self.hidden, key_value),
@@ -51,7 +68,6 @@ class ModelShape:
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
         }
-        return self.layers * rank * sum(sum(sides[name]) for name in targets if name in sides)
 
     def cache_bytes_per_token(self, dtype: str) -> int:
         """Keys and values of one token in all layers."""
