@@ -255,8 +255,8 @@ class Orchestrator:
         """Write a batch with its trajectories, off the event loop, and return its metrics."""
         samples = builder.samples()
         metrics = batch_metrics(builder, samples, seconds=seconds, served=self.policy.version) | self.policy.noise_metrics()
+        self.log.write(builder.build(samples, progress, metrics))  # first: the trainer may be waiting for it
         write_trajectories(self.trajectories, builder)
-        self.log.write(builder.build(samples, progress, metrics))
         return metrics
 
     # --- beside the work ----------------------------------------------------------------------------------------------
