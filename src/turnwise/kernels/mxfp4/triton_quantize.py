@@ -31,7 +31,10 @@ def _quantize_kernel(weight_ptr, words_ptr, scales_ptr, blocks, ADDEND: tl.const
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     live = block < blocks
     weight = tl.load(weight_ptr + block[:, None] * 32 + tl.arange(0, 32)[None, :], mask=live[:, None], other=0.0)
-    bits = weight.to(tl.float32).to(tl.int32, bitcast=True)
+    if weight_ptr.dtype.element_ty == tl.bfloat16:  # by its bits: Triton's interpreter converts subnormals wrongly
+        bits = weight.to(tl.int16, bitcast=True).to(tl.int32) << 16
+    else:
+        bits = weight.to(tl.float32).to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
 
     # Magnitudes of floats are ordered like their bits, NaN above infinity above all others.
