@@ -18,7 +18,7 @@ from turnwise.kernels.mxfp4.fake import fake_quantize_linear
 from turnwise.kernels.mxfp4.format import BLOCK, ScaleMode
 from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.kernels.mxfp4.ops import dequantize, quantize, quantize_unchecked
-from turnwise.kernels.quantized.report import Report
+from turnwise.kernels.quantized.report import Report, no_layers
 
 
 class FakeQuantLinear(nn.Linear):
@@ -119,11 +119,8 @@ def _replace(
             continue
         layer, errors[name] = make(linear)
         setattr(model.get_submodule(parent), attribute, layer)
-    missing = sorted(set(quant.target_modules) - {name.rpartition(".")[2] for name in errors})
-    if missing:
-        known = sorted({name.rpartition(".")[2] for name in (*errors, *plain)})
-        raise ValueError(
-            f"trainer.model.quant.target_modules names {', '.join(missing)}, of which this model has no linear layer with an "
-            f"input dimension that is a multiple of {BLOCK}; it has {', '.join(known)}"
-        )
+    known = {name.rpartition(".")[2] for name in (*errors, *plain)}
+    missing = sorted(set(quant.target_modules) - known)
+    if missing or not errors:
+        raise ValueError(no_layers(missing or quant.target_modules, "this model", sorted(known)))
     return errors, [], plain

@@ -32,7 +32,7 @@ from turnwise.kernels.quantized.layout import (
     quantization_config,
     read_config,
 )
-from turnwise.kernels.quantized.report import Report, write_report
+from turnwise.kernels.quantized.report import Report, no_layers, write_report
 from turnwise.kernels.quantized.tensors import FolderTensors, open_tensors
 
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -126,14 +126,10 @@ def _convert(name: str, tensor: Tensor, state: _Export) -> dict[str, Tensor]:
 
 
 def _check_found(source: Path, state: _Export) -> None:
-    found = {layer.rpartition(".")[2] for layer in (*state.errors, *state.reused)}
-    missing = sorted(state.targets - found)
-    if missing and not state.reused:
-        known = sorted({layer.rpartition(".")[2] for layer in (*state.errors, *state.plain)})
-        raise LayoutError(
-            f"trainer.model.quant.target_modules names {', '.join(missing)}, of which {source} has no linear layer with an input "
-            f"dimension that is a multiple of {BLOCK}; it has {', '.join(known)}"
-        )
+    known = {layer.rpartition(".")[2] for layer in (*state.errors, *state.reused, *state.plain)}
+    missing = sorted(state.targets - known)
+    if (missing or not state.errors) and not state.reused:
+        raise LayoutError(no_layers(missing or sorted(state.targets), str(source), sorted(known)))
 
 
 def _write_rest(source: Path, folder: Path, state: _Export, *, several: bool) -> None:

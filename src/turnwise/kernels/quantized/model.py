@@ -66,7 +66,8 @@ def _load(folder: Path, dtype: torch.dtype | str, place: Place, options: Mapping
         model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=dtype, **options))
     with open_tensors(folder) as tensors:
         for name in tensors.layers:
-            place(model, name, _linear(model, folder, name), tensors.packed(name))
+            packed = tensors.packed(name)
+            place(model, name, _linear(model, folder, name, packed[0]), packed)
         _fill(model, tensors)
     model.tie_weights()
     return model.eval().requires_grad_(False)
@@ -77,13 +78,16 @@ def _place_packed(model: PreTrainedModel, name: str, linear: nn.Linear, packed: 
     setattr(model.get_submodule(parent), attribute, MXFP4Linear(*packed, bias=linear.bias))
 
 
-def _linear(model: PreTrainedModel, folder: Path, name: str) -> nn.Linear:
+def _linear(model: PreTrainedModel, folder: Path, name: str, codes: Tensor) -> nn.Linear:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear):
         raise LayoutError(f"{folder} holds MXFP4 weights for {name}, which is no linear layer of {type(model).__name__}")
+    stored, expected = [codes.shape[0], 2 * codes.shape[1]], list(module.weight.shape)
+    if stored != expected:
+        raise LayoutError(f"{name} has weights of shape {stored} in {folder}, expected {expected}")
     return module
 
 

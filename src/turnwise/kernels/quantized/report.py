@@ -59,6 +59,14 @@ def read_lines(path: Path) -> list[str]:
     return json.loads(path.read_text(encoding="utf-8"))["lines"] if path.is_file() else []
 
 
+def no_layers(names: Sequence[str], model: str, known: Sequence[str]) -> str:
+    """Why names cannot be those of layers to quantise."""
+    return (
+        f"trainer.model.quant.target_modules names {', '.join(names)}, of which {model} has no linear layer with an input "
+        f"dimension that is a multiple of 32; it has {', '.join(known)}"
+    )
+
+
 def _counted(layers: "Mapping[str, ErrorReport] | Sequence[str]") -> str:
     """`56 linear layers (28 q_proj, 28 k_proj)`."""
     kinds = Counter(layer.rpartition(".")[2] for layer in layers)
