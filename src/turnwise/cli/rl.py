@@ -76,14 +76,16 @@ def _dispatch(rest: Sequence[str], chosen: set[str]) -> int:
         return _dry_run(request, as_json="--json" in chosen)
     from turnwise.launch.run import Options, run
 
-    command = shlex.join([_name(), *rest])
+    command = shlex.join([*_name(), *rest])
     return run(request, Options("--resume" in chosen, "--clean" in chosen, "--plain" in chosen, command))
 
 
-def _name() -> str:
-    """How this command was called: `rl` where that is found on the path, its path elsewhere."""
-    found = shutil.which("rl")
-    return "rl" if found and Path(found).resolve() == Path(sys.argv[0]).resolve() else sys.argv[0]
+def _name() -> list[str]:
+    """How this command was called: `rl` where that is found on the path, elsewhere its path, or the module that was run."""
+    called, found = Path(sys.argv[0]), shutil.which("rl")
+    if found and Path(found).resolve() == called.resolve():
+        return ["rl"]
+    return [sys.executable, "-m", "turnwise.cli.rl"] if called.resolve() == Path(__file__).resolve() else [str(called)]
 
 
 def _dry_run(request: "Request", *, as_json: bool) -> int:

@@ -96,10 +96,12 @@ def scores_of(metrics: Mapping[int, Mapping[str, float]], name: str) -> tuple[Sc
 
 
 def compare(sweep: SweepConfig, rows: Sequence[SweepRow]) -> list[Comparison]:
-    """One entry for each experiment, in the order of the sweep. Runs that are not complete enter no mean."""
+    """One entry for each experiment that has a row, in the order of the sweep. Runs that are not complete enter no mean."""
     found: list[Comparison] = []
     for run in sweep.run:
         own = [row for row in rows if row.experiment == run.id]
+        if not own:
+            continue
         complete = [row for row in own if row.state is RunState.COMPLETE and row.result]
         finals = [row.result for row in complete if row.result]
         errors = [score.stderr for score in finals if score.stderr is not None]
@@ -125,11 +127,11 @@ def answers(sweep: SweepConfig, compared: Sequence[Comparison]) -> list[Change]:
     The two means are taken as independent. With one seed their standard errors are those of the tasks alone, and the true ones
     are larger: another seed also trains differently.
     """
-    by_id = {one.experiment: one for one in compared}
+    by_id = {one.experiment: one for one in compared if one.values}
     found: list[Change] = []
     for name, against in sweep.compare:
-        one, other = by_id[name], by_id[against]
-        if one.mean is None or other.mean is None:
+        one, other = by_id.get(name), by_id.get(against)
+        if one is None or other is None or one.mean is None or other.mean is None:
             continue
         stderr = None if one.stderr is None or other.stderr is None else math.hypot(one.stderr, other.stderr)
         found.append(Change(f"{name} against {against}", "metric", other.mean, one.mean, stderr))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from turnwise.config import RLConfig
+from turnwise.config.sweep import SweepConfig
 from turnwise.monitor import validate_expression
 from turnwise.monitor.expressions import ALIASES, AREAS
 
@@ -45,7 +46,14 @@ def test_every_short_name_is_on_the_page_and_leads_to_a_metric_there() -> None:
     assert set(ALIASES) | set(ALIASES.values()) <= documented()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md"])
+def test_the_sweep_on_its_page_is_valid() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), flags=re.DOTALL)
+    sweep = SweepConfig.model_validate(tomllib.loads(block))
+    assert [run.id for run in sweep.run] == ["e6a", "e6b"]
+    assert sweep.run[1].overrides["inference"]["noise"] == {"sigma_start": 0.02}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md", "docs/loss.md"])
 def test_configurations_on_the_pages_are_valid(page: str) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks

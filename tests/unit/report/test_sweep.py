@@ -105,6 +105,13 @@ def test_the_page_says_what_one_run_of_gsm8k_can_show():
     assert bare.startswith("No evaluation came with a standard error")
 
 
+def test_experiments_that_are_left_out_of_a_sweep_are_not_compared():
+    sweep = sweep_of("a", "b", compare=[["a", "b"]])
+    compared = compare(sweep, [row("a", 0, 0.7)])
+    assert [one.experiment for one in compared] == ["a"]
+    assert answers(sweep, compared) == []
+
+
 def test_scores_come_from_the_evaluations_alone():
     metrics = {0: {ACC: 0.4}, 5: {"actor/entropy": 1.0}, 10: {ACC: 0.6, ACC.replace("mean", "stderr"): 0.01}}
     assert scores_of(metrics, ACC) == (Score(0.4, 0), Score(0.6, 10, 0.01))
