@@ -42,8 +42,8 @@ class NoiseConfig(Config):
     geometric decay over the epochs gives."""
 
     float32_norms: bool = True
-    """Have vLLM hold these norms in float32. In bfloat16 a sigma below 0.003 hardly changes any weight near 1. The embedded engine
-    holds norms with noise in float32 in any case."""
+    """Have vLLM hold these norms in float32: in bfloat16 a sigma below 0.003 hardly changes any weight near 1. The embedded
+    engine holds norms with noise in float32 in any case."""
 
 
 class InferenceConfig(Config):

@@ -147,7 +147,8 @@ class OrchestratorConfig(Config):
     """Share of errored rollouts over the last batches above which the run stops with the reasons."""
 
     straggler_timeout_s: float | None = Field(default=None, gt=0)
-    """A rollout older than this many seconds is cut and errored; no limit when unset."""
+    """A rollout older than this many seconds is cut and errored; no limit when unset. With `[inference.noise]` the time for which
+    an evaluation holds it back counts."""
 
     straggler_factor: float | None = Field(default=2.0, ge=1)
     """A group that takes longer than this many times the median of recent groups no longer holds a place: another begins in its

@@ -237,8 +237,8 @@ def _loss(config: RLConfig) -> Iterator[Problem]:
     if loss.importance_sampling != "none" and loss.old_logprobs == "behaviour":
         yield Problem(
             ("trainer.loss.old_logprobs", "trainer.loss.importance_sampling"),
-            f'trainer.loss.old_logprobs = "behaviour" with importance_sampling = "{loss.importance_sampling}" would correct for the '
-            'policy that sampled twice; use one of the two: old_logprobs = "auto", or importance_sampling = "none".',
+            f'trainer.loss.old_logprobs = "behaviour" with importance_sampling = "{loss.importance_sampling}" would correct for '
+            'the policy that sampled twice; use one of the two: old_logprobs = "auto", or importance_sampling = "none".',
         )
     if loss.importance_sampling != "none" and loss.importance_cap < 1:
         yield Problem(

@@ -15,8 +15,8 @@ from typing import Literal
 from turnwise.monitor.history import History
 
 AREAS = (
-    "actor", "canary", "critic", "engine", "env", "groups", "mismatch", "monitor", "num_turns", "perf", "prompt_length", "queue",
-    "response_length", "reward", "rollouts", "staleness", "stop_reason", "throughput", "timing", "val-aux", "val-core",
+    "actor", "canary", "critic", "engine", "env", "groups", "mismatch", "monitor", "noise", "num_turns", "perf", "prompt_length",
+    "queue", "response_length", "reward", "rollouts", "staleness", "stop_reason", "throughput", "timing", "val-aux", "val-core",
 )  # fmt: skip
 ALIASES = {
     "total_reward": "critic/reward/mean",

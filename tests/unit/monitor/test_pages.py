@@ -53,7 +53,7 @@ def test_the_sweep_on_its_page_is_valid() -> None:
     assert sweep.run[1].overrides["inference"]["noise"] == {"sigma_start": 0.02}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md", "docs/loss.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md", "docs/loss.md", "docs/noise.md"])
 def test_configurations_on_the_pages_are_valid(page: str) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
