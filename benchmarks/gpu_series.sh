@@ -30,7 +30,7 @@ one)
 	step engine_client 330 "$PYTHON" benchmarks/engine_client.py --time-limit 160 --json "$OUT/engine_client.json"
 	;;
 two)
-	step publication 240 "$PYTHON" benchmarks/publication.py --time-limit 115 --json "$OUT/publication.json"
+	step publication 250 "$PYTHON" benchmarks/publication.py --time-limit 120 --vllm enforce-eager=true --json "$OUT/publication.json"
 	# shellcheck disable=SC2086
 	step wordle 560 "$PYTHON" -m turnwise.cli.rl @ configs/wordle/two_gpus.toml $WORDLE --output-dir "$OUT/wordle" --plain
 	step sync_async 400 "$PYTHON" benchmarks/sync_async.py @ configs/wordle/two_gpus.toml --steps 40 --staleness 0 2 --time-limit 190 \
