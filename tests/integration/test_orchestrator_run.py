@@ -337,8 +337,11 @@ async def test_the_process_ends_with_0_after_the_last_step(tiny_model: Path, tmp
     assert Control(tmp_path).stop_request() is None
 
 
-async def test_only_equal_rewards_end_the_process_with_an_explanation_and_an_error(tiny_model: Path, tmp_path: Path):
-    config = make_config(tiny_model, tmp_path, orchestrator={"filters": {"max_rounds": 2}})
+@pytest.mark.parametrize(("dynamic", "needed"), [(False, 1), (True, 2)])
+async def test_only_equal_rewards_end_the_process_with_an_explanation_and_an_error(
+    tiny_model: Path, tmp_path: Path, dynamic: bool, needed: int
+):
+    config = make_config(tiny_model, tmp_path, orchestrator={"filters": {"max_rounds": 2, "dynamic_sampling": dynamic}})
     publish(WeightsStore(RunDir(tmp_path).weights), 0)
     async with ScriptedEngine(script=[[65, 257]]) as engine:
         code, output = await finish(await start_process(config, engine))
@@ -346,7 +349,8 @@ async def test_only_equal_rewards_end_the_process_with_an_explanation_and_an_err
     request = Control(tmp_path).stop_request()
     assert request is not None
     assert request.kind == "failed"
-    assert "0 groups of 4 carried signal" in request.reason
+    assert f"0 groups of 4 carried signal and {needed} are needed" in request.reason
+    assert "orchestrator.filters.max_rounds = 2" in request.reason
     assert "Distinct replies: 1 of 48" in output
     assert "Traceback" not in output
     assert not batches(config)

@@ -11,7 +11,7 @@ from turnwise.config import ConfigError, RLConfig
 from turnwise.config.command import read_command
 from turnwise.config.files import dump_toml
 from turnwise.launch.resume import latest_checkpoint, resumed_request, rewind, truncate_metrics
-from turnwise.launch.run_folder import clean, holds_run, locked, refuse_existing
+from turnwise.launch.run_folder import clean, holds_run, is_held, locked, refuse_existing
 from turnwise.transport import Batch, BatchLog, Control, Progress, RunDir, Served, WeightsReady, WeightsStore
 
 
@@ -40,6 +40,15 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(tmp_pa
         assert "is in use by another run (process" in other.stderr
     with locked(tmp_path):
         pass
+
+
+def test_who_asks_whether_a_folder_is_held_does_not_take_it(tmp_path: Path):
+    assert not is_held(tmp_path / "none")
+    with locked(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with locked(tmp_path):
+        assert is_held(tmp_path)
 
 
 def test_an_existing_run_is_refused_naming_both_ways_on(tmp_path: Path):

@@ -137,7 +137,10 @@ def _read(*files: Iterable[Path]) -> Request:
 def _planned(sweep: SweepConfig, run: SweepRunConfig, seed: int, request: Request, root: Path) -> PlannedRun:
     label = f"{run.id}-s{seed}"
     folder = root / "runs" / label
-    own = {"seed": seed, "output_dir": str(folder), "run_name": label, "trajectories_dir": str(folder / "trajectories")}
+    own: Tables = {"seed": seed, "output_dir": str(folder), "run_name": label, "trajectories_dir": str(folder / "trajectories")}
+    tracked = request.tables.get("wandb")
+    if isinstance(tracked, dict):
+        own["wandb"] = {"group": sweep.name, **tracked}
     tables = merge(request.tables, own)
     config = check(Request(tables, {}, request.origin))
     plain, shortened = _read(sweep.files, run.files).tables, _read(sweep.files, run.files, sweep.overlays).tables

@@ -59,6 +59,16 @@ def test_every_run_has_a_folder_a_name_and_a_seed_of_its_own_first_seeds_first(t
     assert [run.label for run in only] == ["b-s5", "b-s3"]
 
 
+def test_runs_that_are_tracked_are_one_group(tmp_path: Path):
+    tracked = '[[run]]\nid = "{}"\n[run.overrides.wandb]\n{}\n'
+    a, b, c = Fakes(tmp_path, tracked.format("a", 'project = "p"'), tracked.format("b", 'group = "mine"'), "c").plan().runs
+    assert [run.config.wandb and (run.config.wandb.project, run.config.wandb.group) for run in (a, b, c)] == [
+        ("p", "planted"),
+        ("turnwise", "mine"),
+        None,
+    ]
+
+
 def test_several_sweep_files_merge_and_each_names_files_from_its_own_folder(tmp_path: Path):
     made = Fakes(tmp_path, "a")
     folder = tmp_path / "elsewhere"
