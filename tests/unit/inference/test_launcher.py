@@ -14,6 +14,7 @@ from turnwise.config import ConfigError, RLConfig
 from turnwise.inference import launcher
 from turnwise.inference.client import KEEP_ALIVE_S
 from turnwise.inference.launcher import check_engine, engine_commands, lora_rank_limit
+from turnwise.inference.wire import FLOAT32_NORMS
 
 
 def config(**inference: Any) -> RLConfig:
@@ -156,6 +157,18 @@ def test_settings_of_the_vllm_table_become_flags_and_win() -> None:
     assert command.argv.count("--max-model-len") == 1
     assert json.loads(flag(command.argv, "--hf-overrides")) == {"a": 1}
     assert "--no-enable-prefix-caching" in command.argv
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [({}, {FLOAT32_NORMS: True}), ({"float32_norms": False}, None), (None, None)],
+)
+def test_norms_that_will_get_noise_are_float32_from_the_start(
+    noise: dict[str, Any] | None, expected: dict[str, bool] | None
+) -> None:
+    (command,) = engine_commands(config(engine="vllm", noise=noise), Path("c"), gpus=[0])
+    given = json.loads(flag(command.argv, "--additional-config")) if "--additional-config" in command.argv else None
+    assert given == expected
 
 
 def test_the_context_never_exceeds_the_positions_of_the_model(tiny_model: Path) -> None:

@@ -208,6 +208,25 @@ async def test_broadcast_weights_are_received_while_nothing_runs(http: Running, 
     source.close()
 
 
+async def test_noise_is_applied_while_nothing_runs_and_goes_away_to_the_bit(http: Running) -> None:
+    apply, clear = ({"method": "apply_noise", "args": args} for args in ([0.1, 7], [0.0, 0]))
+    _, before = await http.post("/collective_rpc", {"method": "weights_digest"})
+    asking = asyncio.create_task(complete(http, max_tokens=150))
+    while http.engine.running == 0:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    status, answer = await http.post("/collective_rpc", apply)
+    assert (status, "requests are running" in answer["error"]["message"]) == (400, True)
+    await http.post("/pause?mode=abort")
+    await asking
+    status, answer = await http.post("/collective_rpc", apply)
+    assert (status, len(answer["results"][0]["norms"])) == (200, 5)
+    assert all(norm["sigma"] == pytest.approx(0.1, rel=0.3) for norm in answer["results"][0]["norms"])
+    _, noisy = await http.post("/collective_rpc", {"method": "weights_digest"})
+    assert noisy != before
+    await http.post("/collective_rpc", clear)
+    assert (await http.post("/collective_rpc", {"method": "weights_digest"}))[1] == before
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
