@@ -57,3 +57,28 @@ def write_model_folder(folder: Path, shape: str) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_adapter_folder(folder: Path, shape: str, rank: int) -> Path:
+    """A small random adapter on all linear layers, in PEFT form and bfloat16."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = SHAPES[shape]
+    hidden, inner, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    modules = {f"self_attn.{name}_proj": (hidden, rows) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
+    modules |= {"self_attn.o_proj": (queries, hidden), "mlp.down_proj": (inner, hidden)}
+    modules |= {f"mlp.{name}_proj": (hidden, inner) for name in ("gate", "up")}
+    tensors: dict[str, Any] = {}
+    for layer in range(config["num_hidden_layers"]):
+        for module, (inputs, outputs) in modules.items():
+            name = f"base_model.model.model.layers.{layer}.{module}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, dtype=torch.bfloat16) / inputs**0.5
+            tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, dtype=torch.bfloat16) * 1e-3
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    targets = [module.rsplit(".", 1)[1] for module in modules]
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "bias": "none"}))
+    return folder

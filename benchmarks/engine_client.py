@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _shapes import SHAPES, write_model_folder
+from _shapes import SHAPES, write_adapter_folder, write_model_folder
 from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
 from turnwise.inference.launcher import EngineCommand, engine_commands
@@ -38,8 +38,6 @@ SIDE = Path(__file__).with_name("_offline_side.py")
 ROUTE = "--middleware"  # with ours, the server turns no token into text; the offline engine then does not either
 GOAL = 0.95
 START_S = 300.0
-MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MODULES += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def main() -> int:
         for lora in {"both": (False, True), "on": (True,), "off": (False,)}[arguments.lora]:
             config = configuration(arguments, model, lora=lora)
             command = engine_commands(config, scratch / "config.toml", gpus=config.gpus.inference)[0]
-            folder = write_adapter(scratch / "adapter", arguments.shape, arguments.rank) if lora else None
+            folder = write_adapter_folder(scratch / "adapter", arguments.shape, arguments.rank) if lora else None
             work = Work(
                 model=model,
                 vocabulary=SHAPES[arguments.shape]["vocab_size"],
@@ -126,7 +124,8 @@ def configuration(arguments: argparse.Namespace, model: Path, *, lora: bool) -> 
         "seq_len": arguments.prompt + arguments.tokens,
         "model": {"name": str(model), "load_format": "dummy"},
         "gpus": {"inference": [0] if arguments.device == "cuda" else []},
-        "inference": {"engine": "vllm", "port": free_range("127.0.0.1", 1), "vllm": flags},
+        # one thread on a CPU: with more, other work on the same cores stops the engine at each of its barriers
+        "inference": {"engine": "vllm", "port": free_range("127.0.0.1", 1), "vllm": flags, "embedded": {"threads": 1}},
         "orchestrator": {"env": [{"id": "wordle"}], "max_inflight": most, "max_staleness": 1},
         "trainer": {"model": {"lora": {"rank": arguments.rank, "alpha": 2.0 * arguments.rank}}},
     }
@@ -135,30 +134,6 @@ def configuration(arguments: argparse.Namespace, model: Path, *, lora: bool) -> 
         return config
     without = config.trainer.model.model_copy(update={"lora": None})
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"model": without})})
-
-
-def write_adapter(folder: Path, shape: str, rank: int) -> Path:
-    """A small random adapter on all linear layers, in PEFT form."""
-    import torch
-    from safetensors.torch import save_file
-
-    config = SHAPES[shape]
-    hidden, heads, kv = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
-    width, inner = config["head_dim"], config["intermediate_size"]
-    sizes = [(hidden, heads * width), (hidden, kv * width), (hidden, kv * width), (heads * width, hidden)]
-    sizes += [(hidden, inner), (hidden, inner), (inner, hidden)]
-    tensors: dict[str, torch.Tensor] = {}
-    for layer in range(config["num_hidden_layers"]):
-        for module, (inputs, outputs) in zip(MODULES, sizes, strict=True):
-            name = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, dtype=torch.bfloat16) / inputs**0.5
-            tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, dtype=torch.bfloat16) * 1e-3
-    folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = [module.rsplit(".", 1)[1] for module in MODULES]
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
-    (folder / "adapter_config.json").write_text(json.dumps({**settings, "bias": "none"}))
-    return folder
 
 
 # --- through the server -----------------------------------------------------------------------------------------------
