@@ -166,12 +166,12 @@ def test_what_cannot_be_quantised_is_refused_with_the_name_of_the_tensor(tiny_mo
     (tmp_path / "cut" / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(LayoutError, match="damaged"):
         written(tmp_path / "cut", tmp_path / "d")
-    with pytest.raises(LayoutError, match="target_modules names W_pack, of which .* it has down_proj, gate_proj"):
+    with pytest.raises(LayoutError, match=r"target_modules names W_pack, of which .* it has down_proj, gate_proj"):
         written(tiny_model, tmp_path / "e", ["q_proj", "W_pack"])
     with pytest.raises(LayoutError, match=r"has no \*\.safetensors"):
         written(tmp_path, tmp_path / "f")
     odd = build_tiny_model(tmp_path / "odd", hidden=48)
-    with pytest.raises(LayoutError, match="target_modules names q_proj, of which .* a multiple of 32"):
+    with pytest.raises(LayoutError, match=r"target_modules names q_proj, of which .* a multiple of 32"):
         written(odd, tmp_path / "g", ["q_proj"])
 
 
