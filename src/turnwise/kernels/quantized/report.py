@@ -70,5 +70,5 @@ def no_layers(names: Sequence[str], model: str, known: Sequence[str]) -> str:
 def _counted(layers: "Mapping[str, ErrorReport] | Sequence[str]") -> str:
     """`56 linear layers (28 q_proj, 28 k_proj)`."""
     kinds = Counter(layer.rpartition(".")[2] for layer in layers)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return f"{len(layers)} linear layers ({listed})"
