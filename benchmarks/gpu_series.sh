@@ -25,9 +25,10 @@ trainer() {  # NAME SECONDS GPUS SETTINGS...
 
 case ${1:-} in
 one)
+	step attention_kernels 40 "$PYTHON" benchmarks/attention_kernels.py --json "$OUT/attention_kernels.json"
 	trainer trainer_plain 90 1 --steps 3 --warm-up 2
 	trainer trainer_compiled 120 1 --steps 3 --warm-up 2 --set trainer.model.compile=true
-	step engine_client 330 "$PYTHON" benchmarks/engine_client.py --time-limit 160 --json "$OUT/engine_client.json"
+	step engine_client 230 "$PYTHON" benchmarks/engine_client.py --lora off --time-limit 110 --json "$OUT/engine_client.json"
 	;;
 two)
 	step publication 250 "$PYTHON" benchmarks/publication.py --time-limit 120 --vllm enforce-eager=true --json "$OUT/publication.json"
