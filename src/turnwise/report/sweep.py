@@ -140,9 +140,10 @@ def answers(sweep: SweepConfig, compared: Sequence[Comparison]) -> list[Change]:
 
 def caution(sweep: SweepConfig, compared: Sequence[Comparison]) -> str:
     """What the scores can and cannot show, in a sentence with this sweep's numbers."""
-    errors = [one.task_stderr for one in compared if one.task_stderr]
-    if not errors:
-        return "No evaluation came with a standard error: nothing says which differences are more than chance."
+    errors = [one.task_stderr for one in compared if one.task_stderr is not None]
+    if not any(errors):
+        why = "Every evaluated task got the same score" if errors else "No evaluation came with a standard error"
+        return f"{why}: nothing says which differences are more than chance."
     unit, factor = ("points", 100) if sweep.percent else ("", 1)
     error = fmean(errors) * factor
     text = (

@@ -32,7 +32,7 @@ class Picture:
 
 
 Block = str | Table | Picture | list[str]  # a paragraph, "## a heading", a table, a picture, a list
-Shortened = Sequence[str]  # "key: before -> after", what overlays change
+Shortened = Sequence[str]  # "key: before -> after", what overlays and flags change
 
 
 def write_status(root: Path, sweep: SweepConfig, rows: Sequence[SweepRow]) -> None:
@@ -64,7 +64,7 @@ def write_comparison(
 
     Args:
         metrics: of each run, by its label.
-        shortened: what the overlays change.
+        shortened: what overlays and flags change.
 
     Raises:
         OSError: the file system refused.
@@ -105,7 +105,7 @@ def _blocks(sweep: SweepConfig, rows: Sequence[SweepRow], pictures: Sequence[Pic
     if missing:
         blocks.append(f"{missing} of {len(rows)} runs are not complete; they enter no mean.")
     if shortened:
-        blocks += ["These are not the full experiments. They were shortened by:", list(shortened)]
+        blocks += ["These are not the full experiments. Overlays or flags changed:", list(shortened)]
     blocks += ["## Comparison", f"`{sweep.metric}` at the final evaluation. {caution(sweep, compared)}"]
     blocks.append(comparison_table(sweep, compared))
     if answered:

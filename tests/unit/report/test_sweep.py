@@ -103,6 +103,8 @@ def test_the_page_says_what_one_run_of_gsm8k_can_show():
     assert "between seeds (3 runs and more of each)" in more
     bare = caution(sweep, compare(sweep, [row("a", 0, 0.73, stderr=None)]))
     assert bare.startswith("No evaluation came with a standard error")
+    nothing = caution(sweep, compare(sweep, [row("a", 0, 0.0, stderr=0.0)]))
+    assert nothing.startswith("Every evaluated task got the same score")
 
 
 def test_experiments_that_are_left_out_of_a_sweep_are_not_compared():
@@ -209,7 +211,7 @@ def test_the_pages_hold_the_comparison_the_questions_the_runs_and_the_curves(tmp
     text = path.read_text()
     for expected in (
         "1 of 5 runs are not complete; they enter no mean.",
-        "These are not the full experiments. They were shortened by:\n\n- `max_steps: 58 -> 100`",
+        "These are not the full experiments. Overlays or flags changed:\n\n- `max_steps: 58 -> 100`",
         "| a | experiment a | 2 | 80.00 | 0.86 |",
         "| a against b | +7.00 | 1.22 | +5.7 | better |",
         "| b-s2 |",

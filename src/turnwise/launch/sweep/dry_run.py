@@ -23,7 +23,8 @@ def plan_lines(plan: SweepPlan, count: CountTasks = count_tasks) -> list[str]:
     lines = [f"{sweep.name}: {len(plan.runs)} runs, {sets}; seeds {seeds}", f"folder: {plan.root}"]
     lines.append(f"a run that ended early: {sweep.when_ended_early}, at most {sweep.max_attempts} starts that fail")
     if plan.shortened:
-        lines += ["", f"Not the full experiments; changed by {', '.join(map(str, sweep.overlays))}:"]
+        source = ", ".join([*map(str, sweep.overlays), *(["the command line"] if plan.flags else [])])
+        lines += ["", f"Not the full experiments; changed by {source}:"]
         lines += [f"  {line}" for line in plan.shortened]
     steps = 0
     for run in plan.runs:

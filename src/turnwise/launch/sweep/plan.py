@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ class PlannedRun:
     seed: int
     folder: Path  # absolute
     config: RLConfig  # checked; GPUs as the run's own files name them
-    shortened: tuple[Difference, ...] = ()  # what the overlays change
+    shortened: tuple[Difference, ...] = ()  # what overlays and flags change
 
     @property
     def tables(self) -> Tables:
@@ -53,6 +54,7 @@ class SweepPlan:
     sweep: SweepConfig
     root: Path  # absolute
     runs: tuple[PlannedRun, ...]
+    flags: bool = False  # whether the command line changes the runs
 
     @property
     def places(self) -> list[tuple[int, ...] | None]:
@@ -61,7 +63,7 @@ class SweepPlan:
 
     @property
     def shortened(self) -> list[str]:
-        """What the overlays change, in lines; what they do not change everywhere comes with the experiments' names."""
+        """What overlays and flags change, in lines; what they do not change everywhere comes with the experiments' names."""
         experiments = list(dict.fromkeys(run.experiment.id for run in self.runs))
         found: dict[str, dict[str, None]] = {}
         for run in self.runs:
@@ -116,7 +118,7 @@ def plan_sweep(sweep: SweepConfig, flags: Mapping[str, Any], *, only: Sequence[s
     if problems:
         raise ConfigError("\n".join(problems))
     order = {seed: place for place, seed in enumerate(sweep.seeds)}  # a first seed of everything comes before second ones
-    return SweepPlan(sweep, root, tuple(sorted(runs, key=lambda run: order[run.seed])))
+    return SweepPlan(sweep, root, tuple(sorted(runs, key=lambda run: order[run.seed])), flags=bool(flags))
 
 
 def _compose(sweep: SweepConfig, run: SweepRunConfig, flags: Tables) -> Request:
@@ -143,8 +145,17 @@ def _planned(sweep: SweepConfig, run: SweepRunConfig, seed: int, request: Reques
         own["wandb"] = {"group": sweep.name, **tracked}
     tables = merge(request.tables, own)
     config = check(Request(tables, {}, request.origin))
-    plain, shortened = _read(sweep.files, run.files).tables, _read(sweep.files, run.files, sweep.overlays).tables
-    return PlannedRun(label, run, seed, folder, config, tuple(differences(plain, shortened)))
+    own_values = merge(sweep.overrides, run.overrides)
+    full = _plain(merge(_read(sweep.files, run.files).tables, own_values))
+    return PlannedRun(label, run, seed, folder, config, tuple(differences(full, _plain(request.tables))))
+
+
+def _plain(tables: Tables) -> Tables:
+    """Values with the types that they have in a configuration, text of flags among them, and all defaults."""
+    try:
+        return to_tables(RLConfig.model_validate(deepcopy(tables)))
+    except ValidationError:
+        return tables  # a part that only the overlays make whole
 
 
 def _names(sweep: SweepConfig, only: Sequence[str]) -> list[str]:

@@ -89,6 +89,19 @@ def test_what_an_overlay_changes_in_some_experiments_only_names_them(tmp_path: P
     assert made.plan().shortened == ["max_steps: 4 -> 1  (b)", "seq_len: 2048 -> 300", "max_steps: 7 -> 1  (a)"]
 
 
+def test_what_the_command_line_changes_is_told_like_an_overlay(tmp_path: Path):
+    made = Fakes(tmp_path, "a", keys='overlays = ["small.toml"]\n[overrides.orchestrator]\nmax_staleness = 0')
+    (tmp_path / "small.toml").write_text("max_steps = 1\nseq_len = 300\n")
+    plan = made.plan("--max-steps", "2", "--trainer.model.lora", "None")
+    assert plan.shortened == [
+        "max_steps: 4 -> 2",
+        "seq_len: 2048 -> 300",
+        "trainer.model.lora: {rank = 16, alpha = 32, dropout = 0, target_modules = "
+        '["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]} -> unset',
+    ]
+    assert f"changed by {tmp_path}/small.toml, the command line:" in "\n".join(plan_lines(plan, lambda env: 40))
+
+
 def test_the_gpus_of_a_run_are_counted_along_its_set(tmp_path: Path):
     plan = Fakes(tmp_path, GPUS, keys="gpu_sets = [[4, 5, 6], [1, 3, 7, 0]]").plan()
     (run,) = plan.runs
