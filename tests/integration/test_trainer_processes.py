@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "copies": {"lora": {"rank": 4}, "shard": False},
     "packed": {"lora": {"rank": 4}, "quant": {}},
     "rounded": {"lora": None, "quant": {}},
+    "compiled": {"lora": {"rank": 4}, "quant": {}, "compile": True, "gradient_checkpointing": True},
+    "compiled rounded": {"lora": None, "quant": {}, "compile": True},
 }
 STEPS = 4
 
@@ -139,6 +141,19 @@ def test_two_ranks_equal_one(runs: Runs, variant: str, alone: str) -> None:
                 assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=1e-4)
     moved = sum(float((weights(one)[name] - weights(one, 0)[name]).square().sum()) for name in weights(one)) ** 0.5
     assert moved > 1e-2  # there was something to get wrong
+
+
+@pytest.mark.parametrize(("variant", "plain"), [("compiled", "packed"), ("compiled rounded", "rounded")])
+def test_compiled_layers_over_quantised_weights_train_as_plain_ones(
+    runs: Runs, tmp_path: Path, tiny_model: Path, variant: str, plain: str
+) -> None:
+    config = config_in(tmp_path, tiny_model, variant, 1).model_copy(update={"max_steps": 1})
+    record_batches(tmp_path)
+    done = launch(config, 1)
+    assert done.returncode == 0, done.stderr
+    assert "graph break" not in done.stderr
+    expected = measured(announcement(runs[plain, 1], 1))
+    assert measured(announcement(config, 1)) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_two_ranks_that_train_quantised_weights_equal_one_but_for_codes_at_a_threshold(runs: Runs) -> None:
