@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"lora": None},
     "copies": {"lora": {"rank": 4}, "shard": False},
     "packed": {"lora": {"rank": 4}, "quant": {}},
+    "packed shards": {"lora": {"rank": 4}, "quant": {"shard_base": True}, "gradient_checkpointing": True},
     "rounded": {"lora": None, "quant": {}},
     "compiled": {"lora": {"rank": 4}, "quant": {}, "compile": True, "gradient_checkpointing": True},
     "compiled rounded": {"lora": None, "quant": {}, "compile": True},
@@ -80,7 +81,11 @@ Runs = dict[tuple[str, int], RLConfig]
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
     """Finished runs of four steps: every variant on two ranks, and the sharded ones on one."""
     finished: Runs = {}
-    for variant, ranks in [*((v, r) for v in ("lora", "full", "packed", "rounded") for r in (1, 2)), ("copies", 2)]:
+    for variant, ranks in [
+        *((v, r) for v in ("lora", "full", "packed", "rounded") for r in (1, 2)),
+        ("copies", 2),
+        ("packed shards", 2),
+    ]:
         folder = tmp_path_factory.mktemp(f"{variant}-{ranks}") / "run"
         record_batches(folder)
         config = config_in(folder, tiny_model, variant, ranks)
@@ -127,7 +132,10 @@ def test_four_steps_equal_two_and_a_resume_and_two_to_the_bit(runs: Runs, tmp_pa
     assert checkpoint_steps(run_dir.root) == [2, 4]
 
 
-@pytest.mark.parametrize(("variant", "alone"), [("lora", "lora"), ("full", "full"), ("copies", "lora"), ("packed", "packed")])
+@pytest.mark.parametrize(
+    ("variant", "alone"),
+    [("lora", "lora"), ("full", "full"), ("copies", "lora"), ("packed", "packed"), ("packed shards", "packed")],
+)
 def test_two_ranks_equal_one(runs: Runs, variant: str, alone: str) -> None:
     one, two = runs[alone, 1], runs[variant, 2]
     for version in range(STEPS + 1):
@@ -157,7 +165,7 @@ def test_compiled_layers_over_quantised_weights_train_as_plain_ones(
 
 
 def test_two_ranks_that_train_quantised_weights_equal_one_but_for_codes_at_a_threshold(runs: Runs) -> None:
-    """Sums in another order move a master by a millionth of a code; the few that lie there by chance take the neighbouring code."""
+    """Sums in another order move a master by a millionth of a code; one that is so near to a threshold takes the next code."""
     one, two = runs["rounded", 1], runs["rounded", 2]
     assert announcement(two, 0).digest == announcement(one, 0).digest
     for version in range(1, STEPS + 1):

@@ -7,6 +7,7 @@ from turnwise.config.root import RLConfig
 
 Rule = Callable[[RLConfig], Iterator[Problem]]
 UNQUANTISED = ("lm_head", "embed_tokens")
+FUSED_IN_VLLM = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def _trainer_processes(config: RLConfig) -> Iterator[Problem]:
@@ -101,6 +102,33 @@ def _quant(config: RLConfig) -> Iterator[Problem]:
             "trainer.model.quant.shard_base = true is about the packed base under LoRA, and trainer.model.lora is unset: weights "
             "that train are sharded by trainer.model.shard; leave shard_base out.",
         )
+    elif quant.shard_base and not config.trainer.model.shard:
+        yield Problem(
+            ("trainer.model.quant.shard_base", "trainer.model.shard"),
+            "trainer.model.quant.shard_base = true shards the packed base, and trainer.model.shard = false shards nothing; "
+            "leave one of them out.",
+        )
+    yield from _quant_in_vllm(config, quant.target_modules)
+
+
+def _quant_in_vllm(config: RLConfig, modules: list[str]) -> Iterator[Problem]:
+    """What vLLM cannot serve of a packed base; after full fine-tuning it serves plain weights."""
+    if config.inference.engine != "vllm" or config.trainer.model.lora is None:
+        return
+    if not config.gpus.inference:
+        yield Problem(
+            ("trainer.model.quant", "inference.engine", "gpus.inference"),
+            'trainer.model.quant is set, inference.engine = "vllm" and gpus.inference = []: vLLM has no product with MXFP4 '
+            'weights for CPUs; use engine = "embedded", or name GPUs.',
+        )
+    for fused in FUSED_IN_VLLM:
+        named = [name for name in fused if name in modules]
+        if named and len(named) < len(fused):
+            yield Problem(
+                ("trainer.model.quant.target_modules", "inference.engine"),
+                f"trainer.model.quant.target_modules names {', '.join(named)} of {', '.join(fused)}, which vLLM fuses into one "
+                "layer; name all of them, or none.",
+            )
 
 
 def _schedule(config: RLConfig) -> Iterator[Problem]:

@@ -23,6 +23,9 @@ VLLM_MOST_SEQUENCES = 1024  # each costs memory for its logits and a place in th
 SEQUENCES_MARGIN = 1.25  # replicas are not loaded evenly, and evaluations run beside
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CPU_KV_CACHE_GIB = "1"
+VLLM_DISABLED = "VLLM_DISABLED_KERNELS"
+# vLLM's products with MXFP4 weights that round activations to four bits as well, where a GPU has units for that: another policy
+VLLM_ROUNDING_KERNELS = ("FlashInferMxFp4LinearKernel", "B12xMxFp4LinearKernel", "EmulationMxfp4LinearKernel")
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,9 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; after vLLM's own 5 it closes connections that the client uses again
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ENGINE_PATH), os.environ.get("PYTHONPATH")])),
     }
+    if config.model.quantized is not None:
+        disabled = [name for name in os.environ.get(VLLM_DISABLED, "").split(",") if name]
+        env[VLLM_DISABLED] = ",".join([*disabled, *VLLM_ROUNDING_KERNELS])
     if not on_gpu:
         threads = config.inference.embedded.threads or usable_cores()
         env |= {

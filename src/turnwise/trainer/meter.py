@@ -81,8 +81,8 @@ class Meter:
 
 
 def _packed(policy: nn.Module) -> int:
-    """Weights of linear layers that hold them as four-bit codes, which are no parameters."""
-    layers = (module for module in policy.modules() if isinstance(module, MXFP4Linear))
+    """Weights of linear layers that hold them as four-bit codes, which are no parameters unless FSDP2 shards them."""
+    layers = (module for module in policy.modules() if type(module) is MXFP4Linear)
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from turnwise.config import ModelConfig, RLConfig
 from turnwise.kernels.mxfp4.layer import MXFP4Linear
+from turnwise.kernels.mxfp4.sharded import shard_packed
 from turnwise.kernels.quantized.layout import REPORT, LayoutError
 from turnwise.kernels.quantized.model import load_packed
 from turnwise.kernels.quantized.report import Report, read_lines
@@ -179,5 +180,8 @@ def build_reference(config: RLConfig, device: torch.device) -> Policy:
 def _shard(policy: Policy, config: RLConfig, dtype: torch.dtype, device: torch.device) -> None:
     options = config.trainer.model
     mixed = options.lora is None and dtype != torch.float32  # master weights are float32, the forward pass is not
-    if (fsdp.world_size() > 1 and options.shard) or mixed:
+    sharded = fsdp.world_size() > 1 and options.shard
+    if sharded and options.quant is not None and options.quant.shard_base:
+        shard_packed(policy, fsdp.world_size() // fsdp.meshes().replicas)
+    if sharded or mixed:
         fsdp.shard(policy, policy.layers, device=device, compute_dtype=dtype if mixed else None)

@@ -90,6 +90,18 @@ FAULTS = [
         "trainer.model.quant.shard_base = true is about the packed base under LoRA, and trainer.model.lora is unset",
     ),
     (
+        {"trainer": {"model": {"quant": {"shard_base": True}, "shard": False}}},
+        "trainer.model.quant.shard_base = true shards the packed base, and trainer.model.shard = false shards nothing",
+    ),
+    (
+        {"trainer": {"model": {"quant": {}}}, "inference": {"engine": "vllm"}},
+        'vLLM has no product with MXFP4 weights for CPUs; use engine = "embedded", or name GPUs.',
+    ),
+    (
+        VLLM | {"trainer": {"model": {"quant": {"target_modules": ["q_proj", "v_proj"]}}}, "gpus": {"inference": [0]}},
+        "trainer.model.quant.target_modules names q_proj, v_proj of q_proj, k_proj, v_proj, which vLLM fuses into one layer",
+    ),
+    (
         {"inference": {"noise": {"sigma_start": 0.001, "sigma_end": 0.001}}},
         "inference.noise.sigma_end = 0.001 must be less than sigma_start = 0.001, since noise fades out over the run; use 1e-05,",
     ),
@@ -147,6 +159,8 @@ KEPT = [
     {"orchestrator": {"overlong": {"buffer": 64, "max_tokens": 256}, "sampling": {"max_tokens": 256}}},
     {"trainer": {"model": {"quant": {"shard_base": True}}}, "inference": {"noise": {"stages": 3}}},
     {"trainer": {"model": {"quant": {"scale_mode": "ceil"}, "lora": None}}},
+    {"trainer": {"model": {"quant": {}, "lora": None}}, "inference": {"engine": "vllm"}},
+    VLLM | {"trainer": {"model": {"quant": {"target_modules": ["gate_proj", "up_proj"]}}}, "gpus": {"inference": [0]}},
     {"stop": {"stop_on_success": True, "success_when": "running_mean(total_reward) > 1"}},
     {"gpus": {"trainer": [0, 1]}, "trainer": {"processes": 2}},
 ]

@@ -52,6 +52,21 @@ def test_vllm_serves_the_base_model_and_adapters_with_processed_logprobs() -> No
     assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
 
 
+def test_vllm_serves_the_packed_folder_under_the_name_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without kernels that round activations, too."""
+    monkeypatch.setenv("VLLM_DISABLED_KERNELS", "Chosen")
+    plain = config(engine="vllm")
+    packed = plain.model_copy(update={"model": plain.model.model_copy(update={"quantized": Path("/cache/packed")})})
+    (command,) = engine_commands(packed, Path("c"), gpus=[0])
+    assert flag(command.argv, "--model") == "/cache/packed"
+    assert flag(command.argv, "--served-model-name") == "some/model"
+    assert command.env["VLLM_DISABLED_KERNELS"].split(",")[:2] == ["Chosen", "FlashInferMxFp4LinearKernel"]
+    assert "MarlinMxFp4LinearKernel" not in command.env["VLLM_DISABLED_KERNELS"]
+    (command,) = engine_commands(plain, Path("c"), gpus=[0])
+    assert flag(command.argv, "--model") == "some/model"
+    assert "VLLM_DISABLED_KERNELS" not in command.env
+
+
 def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/of/the/user")
     (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
