@@ -1,9 +1,9 @@
 """Dequantise on a CPU by looking pairs of codes up, into a workspace that stays.
 
 Two codes of one byte under one scale byte have 65,536 values in all: a table of 256 KB in bfloat16 and 512 KB in float32, which a
-core keeps in its cache. A look-up costs 0.25 to 0.6 ns a weight on one core of a Zen 5 (bit arithmetic in plain torch took 3.5 to
-9), so the product of 512 tokens, 6 to 11 ns a weight, becomes 5 to 8 % slower. With 8 tokens, 0.1 to 0.5 ns a weight, the look-up
-dominates: `layer.decoded_once` is for that.
+core keeps in its cache. A look-up costs 0.3 to 0.5 ns a weight on one core of a Zen 5 (bit arithmetic in plain torch took 3.5 to
+9), so the product of 512 tokens in bfloat16, 2 to 4 ns a weight, becomes 15 to 20 % slower. With 8 tokens, 0.1 ns a weight, the
+look-up dominates: `layer.decoded_once` is for that.
 """
 
 import functools
