@@ -39,7 +39,8 @@ def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -
     version = _step_of(checkpoint) if checkpoint else 0
     check_template(config)
     model = _model_of(config, checkpoint, say)
-    quantized = quantized_model(config, model, say)
+    own = checkpoint is not None and (checkpoint / "model").is_dir()  # saved with the values that it was trained with
+    quantized = None if own else quantized_model(config, model, say, trains=False)
     with tempfile.TemporaryDirectory(prefix="turnwise-eval-") as scratch:
         # a saved configuration names the port of its run, which may be going on
         here = changed(config, {"output_dir": Path(scratch), "inference": {"port": None}})

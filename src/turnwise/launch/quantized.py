@@ -17,7 +17,7 @@ VERSION = 1  # of what `export` writes: another one makes folders anew
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
-def quantized_model(config: RLConfig, model: str, progress: Progress = print) -> Path | None:
+def quantized_model(config: RLConfig, model: str, progress: Progress = print, *, trains: bool | None = None) -> Path | None:
     """The folder of packed weights that trainer and engines load; None where they load `model` itself.
 
     Under LoRA with `[trainer.model.quant]` it is in the cache, made there when it is missing. A model that comes in the format is
@@ -25,11 +25,12 @@ def quantized_model(config: RLConfig, model: str, progress: Progress = print) ->
 
     Args:
         model: folder of the resolved model, or hub id.
+        trains: whether its own weights train; as `config` says when left out.
 
     Raises:
         ConfigError: the model cannot be quantised, or all of its packed weights would have to be trained.
     """
-    quant, whole_model = config.trainer.model.quant, config.trainer.model.lora is None
+    quant, whole_model = config.trainer.model.quant, config.trainer.model.lora is None if trains is None else trains
     came = _came_packed(model, progress, look_at_hub=quant is not None and not whole_model)
     if came is not None:
         if whole_model:
@@ -46,15 +47,22 @@ def quantized_model(config: RLConfig, model: str, progress: Progress = print) ->
 
 
 def planned_folder(config: RLConfig, model: str) -> Path | None:
-    """As `quantized_model`, without making or downloading anything; None also where the model is not at hand."""
+    """As `quantized_model`, without making or downloading anything; None also where the model is not at hand.
+
+    Raises:
+        ConfigError: the model's weights are in a form that cannot be quantised.
+    """
     folder, quant = Path(model), config.trainer.model.quant
     if not folder.is_dir():
         return None
-    if is_packed(folder):
-        return folder
-    if quant is None or config.trainer.model.lora is None:
-        return None
-    return _place(folder, _identity(folder, quant, shape_only=config.model.load_format == "dummy"))
+    try:
+        if is_packed(folder):
+            return folder
+        if quant is None or config.trainer.model.lora is None:
+            return None
+        return _place(folder, _identity(folder, quant, shape_only=config.model.load_format == "dummy"))
+    except LayoutError as error:
+        raise ConfigError(f"{error}.") from error
 
 
 def _came_packed(model: str, progress: Progress, *, look_at_hub: bool) -> Path | None:
@@ -62,7 +70,7 @@ def _came_packed(model: str, progress: Progress, *, look_at_hub: bool) -> Path |
     try:
         return folder if folder is not None and is_packed(folder) else None
     except LayoutError as error:
-        raise ConfigError(f"model.name: {error}.") from error
+        raise ConfigError(f"{error}.") from error
 
 
 def _downloaded(model: str, progress: Progress) -> Path:

@@ -79,6 +79,37 @@ def test_an_adapter_on_qwen3_4b_costs_its_states_and_the_frozen_base_its_weights
     assert 95 * GIB < sum(parts.values()) < 110 * GIB  # one H200 holds it without checkpointing
 
 
+def test_packed_weights_take_17_bits_for_four_and_the_rest_keeps_its_type(qwen4: ModelShape):
+    linears = 36 * 2560 * (4096 + 2 * 1024 + 4096 + 3 * 9728)
+    assert linears == 3_633_315_840
+    parts = trainer(qwen4, model={"quant": {}})
+    assert parts["weights"] == linears * 17 // 32 + 2 * (4_022_468_096 - linears)
+    assert 2.6e9 < parts["weights"] < 2.8e9  # 8.0 GB in bfloat16
+    assert parts["a decoded layer"] == 2 * 2560 * 9728
+    engine = gpu_engine_needs(config(trainer={"model": {"quant": {}}}), qwen4)
+    assert engine["weights"] == parts["weights"]
+    some = trainer(qwen4, model={"quant": {"target_modules": ["o_proj"]}})
+    assert some["weights"] == 36 * 2560 * 4096 * 17 // 32 + 2 * (4_022_468_096 - 36 * 2560 * 4096)
+
+
+def test_the_packed_base_is_whole_on_every_rank_unless_it_is_sharded(qwen4: ModelShape):
+    linears = 36 * 2560 * (4096 + 2 * 1024 + 4096 + 3 * 9728)
+    gpus = {"gpus": {"inference": [0], "trainer": [1, 2]}}
+    for shard_base, divided in ((False, 1), (True, 2)):
+        both = config(**gpus, trainer={"model": {"quant": {"shard_base": shard_base}}})
+        weights = trainer_parts(both, qwen4)["weights"]
+        assert weights == linears * 17 // 32 // divided + 2 * (4_022_468_096 - linears) // 2
+
+
+def test_weights_that_train_quantised_are_whole_and_their_codes_wait_for_the_backward_pass(qwen4: ModelShape):
+    plain, rounded = (trainer(qwen4, model={"lora": None, **more}) for more in ({}, {"quant": {}}))
+    codes = 36 * 2560 * (4096 + 2 * 1024 + 4096 + 3 * 9728) * 17 // 32
+    assert rounded.pop("quantised weights") == codes
+    assert rounded == plain
+    again = trainer(qwen4, model={"lora": None, "quant": {}, "gradient_checkpointing": True})
+    assert again["quantised weights"] == codes // 36
+
+
 def test_all_of_qwen3_8b_needs_16_bytes_a_parameter_and_hardly_fits_on_one_h200_without_offloading(qwen8: ModelShape):
     parts = trainer(qwen8, model={"lora": None, "gradient_checkpointing": True})
     assert parts["weights"] + parts["gradients and optimiser"] == 16 * 8_190_735_360
