@@ -53,7 +53,8 @@ def lines(results: Results, uncaptured: set[str]) -> list[str]:
     found = [f"copy: {results.bandwidth / 1e12:.2f} TB/s"]
     for row in results.rows:
         if "of_copy" in row:
-            found.append(f"dequantise {row['n']}x{row['k']}: {row['of_copy']:.1%} of copy bandwidth (goal {DEQUANTISE_GOAL:.0%})")
+            what = f"dequantise {row['n']}x{row['k']}, {row['name']}"
+            found.append(f"{what}: {row['of_copy']:.1%} of copy bandwidth (goal {DEQUANTISE_GOAL:.0%})")
     for n, k in results.shapes:
         found += _speeds(results, n, k) + _lora(results, n, k)
     found += [f"not measured: {name}: {why}" for name, why in results.problems.items()]

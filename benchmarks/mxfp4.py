@@ -2,7 +2,7 @@
 
     python benchmarks/mxfp4.py [--json FILE] [--peers none] [--time-limit 140]
     python benchmarks/mxfp4.py --measure-crossover      # prints the table for kernels/mxfp4/plan.py
-    python benchmarks/mxfp4.py --tune --shapes 8192x8192     # the fused product cut up in other ways
+    python benchmarks/mxfp4.py --tune --shapes 8192x8192     # the kernels cut up in other ways
 
 Weights are rotated beyond the cache, tokens are random. Times are medians over replays of a CUDA graph; "copy" is one within the
 device, in the same run. What matters most is measured first: a run that meets its time limit leaves out the rest and says so.
@@ -33,6 +33,7 @@ PEER_TOKENS = {1, 16, 64, 128, 512, 8192}
 DX_TOKENS, LORA_TOKENS = {1024, 4096, 8192, 16384}, {4096, 8192}
 CROSSOVER_TOKENS = [16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512]
 TILES = [(64, 4, 1, 1, 6), (64, 4, 2, 1, 5), (64, 4, 2, 2, 4), (128, 8, 1, 1, 2), (128, 8, 2, 1, 2), (128, 4, 1, 1, 3)]
+DECODERS = [(4, 4), (4, 2), (4, 8), (8, 2), (8, 4), (2, 4)]  # warps, turns of a thread
 BYTES = 0.53125  # of a weight in MXFP4
 
 Packed = tuple[Tensor, Tensor]
@@ -84,17 +85,18 @@ class Bench:
         return [m for m in self.results.tokens if m in wanted] or self.results.tokens[-1:]
 
 
-def measure_conversion(bench: Bench, n: int, k: int) -> None:
+def measure_conversion(bench: Bench, n: int, k: int, name: str = "mxfp4") -> None:
     pairs = bench.packed(n, k)
     kept: dict[int, Tensor] = {}  # every result has memory of its own, or the cache would take the writes
 
     def decode(i: int) -> None:
         kept[i] = dequantize(*pairs[i])
 
-    seconds = bench.measure("dequantise", "mxfp4", (n, k, 0), decode, range(len(pairs)))
+    seconds = bench.measure("dequantise", name, (n, k, 0), decode, range(len(pairs)))
     if seconds:
         bench.results.rows[-1]["of_copy"] = (BYTES + 2) * n * k / seconds / bench.results.bandwidth
-    bench.measure("quantise", "mxfp4", (n, k, 0), quantize_unchecked, bench.weights(n, k, 2))
+    if name == "mxfp4":
+        bench.measure("quantise", name, (n, k, 0), quantize_unchecked, bench.weights(n, k, 2))
 
 
 def measure_products(bench: Bench, n: int, k: int) -> None:
@@ -167,9 +169,12 @@ def _product(x: Tensor, pair: Packed) -> Tensor:
 
 
 def tune(bench: Bench, n: int, k: int) -> None:
-    """The fused product with other tiles; its second kernel, which adds parts, is in the time."""
-    from turnwise.kernels.mxfp4 import triton_product
+    """Dequantise with other programs, and the fused product with other tiles; the kernel that adds parts is in the time."""
+    from turnwise.kernels.mxfp4 import triton_dequantize, triton_product
 
+    for warps, turns in DECODERS:
+        with mock.patch.multiple(triton_dequantize, WARPS=warps, LANES=32 * warps, TURNS=turns):
+            measure_conversion(bench, n, k, f"{warps} warps, {turns} turns")
     multiprocessors = torch.cuda.get_device_properties(bench.clock.device).multi_processor_count
     pairs = bench.packed(n, k)
     for m in plan.TILES:

@@ -1,1 +1,1 @@
-"""Matrix products and, later, quantised layers: plain torch beside what is faster."""
+"""Matrix products, MXFP4 weights, and model folders that hold them: plain torch beside what is faster."""

@@ -46,7 +46,7 @@ def _token_operand(x, TOKENS: tl.constexpr):
     return tl.reshape(x, (TOKENS, 128)).T
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])  # one compilation, and not others for 1 token and for multiples of 16
 def _product_kernel(
     x_ptr, words_ptr, scales_ptr, out_ptr, m, n,
     K: tl.constexpr, STEPS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, TOKENS: tl.constexpr,
