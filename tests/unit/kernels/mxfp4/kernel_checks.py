@@ -136,9 +136,11 @@ def test_scales_of_any_size_are_exact_without_a_promise():
     assert torch.equal(fused(x, packed, scales, cut), expected)
 
 
-def test_a_broken_promise_of_small_scales_shows_as_nan():
+@pytest.mark.parametrize("byte", [129, 150, 254])
+def test_a_broken_promise_of_small_scales_shows_as_nan(byte: int):
     packed, scales = random_codes(64, 128, seed=6)
-    scales[9, 2] = 129
+    packed[9, 32:48] = 0x22  # ones: no code is 0, which an infinite scale would make NaN
+    scales[9, 2] = byte
     x = torch.randn(4, 128, generator=seeded(7)).bfloat16()
     cut = plan.launch(4, 64, 128, multiprocessors=4)
     assert fused(x, packed, scales, cut, small=True).isnan().all(0).nonzero().flatten().tolist() == [9]
