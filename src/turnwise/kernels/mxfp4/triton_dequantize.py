@@ -1,5 +1,6 @@
 """Dequantise in Triton: four bytes of codes in, sixteen bytes of bfloat16 out, per thread and turn."""
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 
 import torch
 import triton

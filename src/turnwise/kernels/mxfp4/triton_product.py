@@ -7,7 +7,8 @@ the codes whose values it must hold as part of the operand. Any order of k serve
 A tile is 128 codes along K, 16 words a row. Where k = 32 t + 8 q + 4 h + j (t: thread of the four that share a row, q: its word,
 j and j + 4: codes that are decoded together, h: which of the two), the operand's index is 32 j + 8 q + 2 t + h.
 """
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
 
 import torch
 import triton

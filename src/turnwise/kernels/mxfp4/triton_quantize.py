@@ -1,5 +1,6 @@
 """Quantise in Triton: one pass over the weight, the same bits as the reference."""
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 import torch
 import triton
