@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # All GPU measurements of docs/performance.md, each with a time limit, logs and JSON under OUT.
-#     OUT=results bash benchmarks/gpu_series.sh one|two|four
-# one: engine through the client, trainer on one GPU; two: publication, the GPU tests, Wordle, synchronous against asynchronous; four: the
-# trainer on 1, 2 and 4 GPUs. WORDLE names further configurations and flags for the Wordle runs, for example a folder of the model.
+#     OUT=results bash benchmarks/gpu_series.sh one|kernels|two|four
+# one: tests, attention, the trainer on one GPU, the engine through the client; kernels: MXFP4; two: tests, publication, Wordle,
+# synchronous against asynchronous; four: the trainer on 1, 2 and 4 GPUs. WORDLE holds further configurations and flags for the
+# Wordle runs, for example `--model.name FOLDER`.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3} OUT=${OUT:-results} WORDLE=${WORDLE:-}
@@ -25,25 +26,30 @@ trainer() {  # NAME SECONDS GPUS SETTINGS...
 
 case ${1:-} in
 one)
+	step gpu_tests 150 "$PYTHON" -m pytest -q -m gpu tests/gpu
 	step attention_kernels 40 "$PYTHON" benchmarks/attention_kernels.py --json "$OUT/attention_kernels.json"
 	trainer trainer_plain 90 1 --steps 3 --warm-up 2
 	trainer trainer_compiled 120 1 --steps 3 --warm-up 2 --set trainer.model.compile=true
 	step engine_client 230 "$PYTHON" benchmarks/engine_client.py --lora off --time-limit 110 --json "$OUT/engine_client.json"
 	;;
+kernels)
+	step mxfp4 200 "$PYTHON" benchmarks/mxfp4.py --peers none --json "$OUT/mxfp4.json"
+	step mxfp4_crossover 90 "$PYTHON" benchmarks/mxfp4.py --measure-crossover
+	;;
 two)
+	step gpu_tests 200 "$PYTHON" -m pytest -q -m gpu tests/gpu/test_broadcast_cuda.py tests/gpu/test_trainer_cuda.py
 	step publication 250 "$PYTHON" benchmarks/publication.py --time-limit 120 --vllm enforce-eager=true --json "$OUT/publication.json"
 	# shellcheck disable=SC2086
 	step wordle 560 "$PYTHON" -m turnwise.cli.rl @ configs/wordle/two_gpus.toml $WORDLE --output-dir "$OUT/wordle" --plain
 	step sync_async 400 "$PYTHON" benchmarks/sync_async.py @ configs/wordle/two_gpus.toml --steps 40 --staleness 0 2 --time-limit 190 \
 		--json "$OUT/sync_async.json" --set $WORDLE
-	step gpu_tests 240 "$PYTHON" -m pytest -q -m gpu tests/gpu
 	;;
 four)
 	trainer trainer_4b 280 "1 2 4" --steps 4 --warm-up 2 --set trainer.model.compile=true
 	trainer trainer_8b 150 1 --shape qwen3-8b --steps 2 --warm-up 1 --set trainer.model.compile=true trainer.model.gradient_checkpointing=true
 	;;
 *)
-	sed -n '2,5p' "$0" >&2
+	sed -n '2,6p' "$0" >&2
 	exit 2
 	;;
 esac
