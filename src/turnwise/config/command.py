@@ -39,7 +39,7 @@ def read_command(args: Sequence[str]) -> Request:
     Raises:
         ConfigError: a file cannot be read, or the line cannot be parsed.
     """
-    files, flags = _split_files(args)
+    files, flags = split_files(args)
     tables: Tables = {}
     origin: dict[str, str] = {}
     renamed: dict[str, str] = {}
@@ -117,7 +117,7 @@ def _touches(problem: Problem, wrong: Iterable[str]) -> bool:
     return any(_related(key, bad) for key in problem.keys for bad in wrong)
 
 
-def _split_files(args: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+def split_files(args: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
     """`@ file` and `--table @ file` taken out: (table prefix, path) in order, and the flags that remain."""
     files: list[tuple[str, Path]] = []
     flags: list[str] = []

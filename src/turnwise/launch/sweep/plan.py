@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from turnwise.config import ConfigError, RLConfig
-from turnwise.config.command import COMMAND_LINE, Request, check, read_command
+from turnwise.config.command import COMMAND_LINE, Request, check, read_command, split_files
 from turnwise.config.differences import Difference, differences, leaves
 from turnwise.config.files import Tables, merge, read_toml, to_tables
 from turnwise.config.problems import from_pydantic
@@ -78,7 +78,8 @@ def read_sweep(args: Sequence[str], *, seeds: int | None = None, output_dir: Pat
     Raises:
         ConfigError: a file is missing or wrong, or the line cannot be parsed.
     """
-    files, flags = _split(args)
+    named, flags = split_files(args)
+    files = [path for _, path in named]
     if not files:
         raise ConfigError("no sweep file; give one: turnwise sweep @ configs/sweeps/gsm8k_1ep.toml")
     tables: Tables = {}
@@ -195,22 +196,6 @@ def _fits(run: PlannedRun, sweep: SweepConfig) -> list[str]:
             f"{run.experiment.id}: inference.port = {run.config.inference.port} cannot serve runs side by side; leave it out."
         )
     return problems
-
-
-def _split(args: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """`@ file` taken out."""
-    files: list[Path] = []
-    flags: list[str] = []
-    tokens = iter(args)
-    for token in tokens:
-        if not token.startswith("@"):
-            flags.append(token)
-            continue
-        name = token[1:] or next(tokens, None)
-        if name is None:
-            raise ConfigError("@ must be followed by a TOML file")
-        files.append(Path(name).expanduser())
-    return files, flags
 
 
 def _rooted(tables: Tables, folder: Path) -> Tables:
