@@ -1,0 +1,121 @@
+"""Checks in an order, cheapest first: each passes, warns, fails, or is blocked by the one that failed before it."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnwise.diagnose.context import Context
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    PASS = "pass"
+    WARN = "warn"  # it can learn, but something is likely to disappoint
+    FAIL = "fail"  # it cannot learn as it is
+    BLOCKED = "blocked"  # not looked at: what it needs has failed
+    SKIPPED = "skipped"  # does not apply to this configuration
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a check's question.
+
+    Args:
+        verdict: what was found.
+        evidence: one sentence with the numbers that were seen.
+        remedy: what to change, naming keys; empty when there is nothing to do.
+        data: the numbers, for `--json` and the report.
+        lines: what a person should look at, shown under the verdict (a rendered mask, a table).
+    """
+
+    verdict: Verdict
+    evidence: str
+    remedy: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    lines: tuple[str, ...] = ()
+
+
+class CheckFailed(Exception):
+    """What a check stands on could not be made; its text is the evidence."""
+
+    def __init__(self, evidence: str, remedy: str = "") -> None:
+        super().__init__(evidence)
+        self.finding = Finding(Verdict.FAIL, evidence, remedy)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A hypothesis about a configuration that can be tested.
+
+    Args:
+        name: one word or two with hyphens, stable: `blocked by`, `--only` and `--json` use it.
+        question: what is asked, as a sentence with a question mark.
+        needs: names of checks that must not have failed.
+        run: looks, and answers. What it raises becomes a failure of this check.
+    """
+
+    name: str
+    question: str
+    needs: tuple[str, ...]
+    run: "Callable[[Context], Finding]"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A check with its answer."""
+
+    check: Check
+    finding: Finding
+    seconds: float = 0.0
+    blocked_by: str | None = None  # the first check in the chain of needs that failed
+
+
+def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Result], None]) -> list[Result]:
+    """Run checks in their order, telling each result as it is there.
+
+    A check that needs one that failed is not run: it is blocked by the failed one, however long the chain between them.
+
+    Raises:
+        ValueError: a check needs one that does not come before it.
+    """
+    results: dict[str, Result] = {}
+    for check in checks:
+        if unknown := [name for name in check.needs if name not in results]:
+            raise ValueError(f"check {check.name!r} needs {unknown[0]!r}, which does not come before it")
+        causes = [cause for name in check.needs if (cause := _cause(results[name])) is not None]
+        if causes:
+            evidence = f"not looked at: {causes[0]} failed"
+            result = Result(check, Finding(Verdict.BLOCKED, evidence), blocked_by=causes[0])
+        else:
+            began = time.perf_counter()
+            finding = _answer(check, context)
+            result = Result(check, finding, time.perf_counter() - began)
+        results[check.name] = result
+        tell(result)
+    return list(results.values())
+
+
+def first_failure(results: Sequence[Result]) -> Result | None:
+    """The check that names the fault: the first that failed."""
+    return next((result for result in results if result.finding.verdict is Verdict.FAIL), None)
+
+
+def _cause(result: Result) -> str | None:
+    return result.check.name if result.finding.verdict is Verdict.FAIL else result.blocked_by
+
+
+def _answer(check: Check, context: "Context") -> Finding:
+    try:
+        return check.run(context)
+    except CheckFailed as failure:
+        return failure.finding
+    except Exception as error:
+        # a fault of the configuration may show anywhere; a check that breaks is an answer too, and names its place
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        evidence = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return Finding(Verdict.FAIL, evidence, lines=tuple(traceback.format_exception(error)))
