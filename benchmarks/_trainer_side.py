@@ -14,7 +14,8 @@ import torch
 from turnwise.config import RLConfig
 from turnwise.config.files import merge
 from turnwise.trainer import fsdp
-from turnwise.trainer.flops import model_size, peak_flops, step_flops
+from turnwise.trainer.attention import NO_PARENT, Layout
+from turnwise.trainer.stand_in import stand_in
 from turnwise.trainer.step import Learner
 from turnwise.transport import Batch, Progress, Sample
 
@@ -56,8 +57,6 @@ def configuration(work: dict[str, Any], pack: list[int]) -> RLConfig:
 def measure(learner: Learner, work: dict[str, Any], samples: int, tokens: int, device: torch.device) -> dict[str, Any]:
     ranks, seconds = fsdp.world_size(), []
     count = samples * work["micro_batches"] * ranks
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     for step in range(work["warm_up"] + work["steps"]):
         batch = make_batch(step + 1, count, tokens, learner)
         fsdp.gather(step)  # all begin together
@@ -67,13 +66,9 @@ def measure(learner: Learner, work: dict[str, Any], samples: int, tokens: int, d
             torch.cuda.synchronize()
         if step >= work["warm_up"]:
             seconds.append(time.perf_counter() - began)
-    model = learner.policy.model
-    trained = sum(p.numel() for p in learner.parameters.values())
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    if not model.config.tie_word_embeddings:
-        frozen -= model.get_input_embeddings().weight.numel()  # looked up, not multiplied with
-    flops = step_flops(model_size(model.config), trained, frozen, [tokens] * count)
-    peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
+    meter = learner.meter
+    flops = meter.cost(Layout((tokens,) * count, (NO_PARENT,) * count))
+    peak = meter.peak_flops
     median = statistics.median(seconds)
     return {
         "gpus": work["gpus"],
@@ -84,8 +79,8 @@ def measure(learner: Learner, work: dict[str, Any], samples: int, tokens: int, d
         "seconds": seconds,
         "mfu": flops / median / (peak * ranks) if peak else None,
         "flops_a_token": flops / (count * tokens),
-        "trained": trained,
-        "frozen": frozen,
+        "trained": meter.trainable,
+        "frozen": meter.frozen,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -96,22 +91,13 @@ def make_batch(step: int, count: int, tokens: int, learner: Learner) -> Batch:
     """Samples of `tokens` inputs, no two with a common prompt, all but the first token sampled."""
     draw = random.Random(step)
     vocabulary = learner.policy.model.config.vocab_size
-    samples = [
-        Sample(
-            token_ids=[draw.randrange(vocabulary) for _ in range(tokens + 1)],
-            loss_mask=[False] + [True] * tokens,
-            logprobs=[0.0] + [-11.0] * tokens,
-            advantages=[0.0] + [draw.choice([-1.0, 1.0])] * tokens,
-            policy_versions=[-1] + [step - 1] * tokens,
-            rollout_tokens=tokens,
-            rollout_id=f"r{step}-{index}",
-            group_id=index,
-            task_id=f"t{index}",
-        )
-        for index in range(count)
-    ]
-    ids = [sample.rollout_id for sample in samples]
-    return Batch(step, samples, ids, count, temperature=1.0, progress=Progress())
+    samples: list[Sample] = []
+    for index in range(count):
+        ids = [draw.randrange(vocabulary) for _ in range(tokens + 1)]
+        advantage = draw.choice([-1.0, 1.0])
+        samples.append(stand_in(ids, f"r{step}-{index}", logprob=-11.0, advantage=advantage, group=index))
+    names = [sample.rollout_id for sample in samples]
+    return Batch(step, samples, names, count, temperature=1.0, progress=Progress())
 
 
 if __name__ == "__main__":

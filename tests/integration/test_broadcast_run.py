@@ -8,15 +8,11 @@ import pytest
 from safetensors.torch import load_file
 
 from support.rl_command import finish, running, write_config
-from turnwise.transport import Batch, BatchLog, Manifest, RunDir, WeightsReady, WeightsStore, tensor_digest
+from support.run_records import batches
+from turnwise.transport import BatchLog, Manifest, RunDir, WeightsReady, WeightsStore, tensor_digest
 
 STEPS = 3
 BROADCAST = ["--no-trainer.model.lora", "--trainer.weight-transfer", "broadcast"]
-
-
-def batches(root: Path) -> list[Batch]:
-    log = BatchLog(RunDir(root).batches)
-    return [log.read(step) for step in log.steps()]
 
 
 def announced(root: Path) -> dict[int, WeightsReady]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from safetensors.torch import load_file, save_file
 
 from support.batches import make_batch
-from support.served_engine import ENGINES, connected, started
+from support.served_engine import ENGINES, connected, dtype_of, started
 from support.tiny_model import build_tiny_model
 from turnwise.config import RLConfig
 from turnwise.inference import InferenceClient
@@ -81,7 +81,7 @@ async def follow(client: InferenceClient, store: WeightsStore) -> tuple[dict[str
 @pytest.mark.parametrize("kind", ENGINES)
 async def test_a_right_engine_shows_every_step_of_the_trainer(kind: str, model: Path, tmp_path: Path) -> None:
     """Of several canaries at a time: vLLM once took the adapters of other rows for those of a prompt."""
-    dtype = "bfloat16" if kind == "vllm" else "float32"
+    dtype = dtype_of(kind)
     (tmp_path / "engine").mkdir()
     store = await asyncio.to_thread(train, config_of(model, tmp_path / "run", kind, dtype, LORA))
     with started(kind, model, tmp_path / "engine", lora=LORA, dtype=dtype) as served:
@@ -96,7 +96,7 @@ async def test_a_right_engine_shows_every_step_of_the_trainer(kind: str, model: 
 
 @pytest.mark.parametrize("kind", ENGINES)
 async def test_an_engine_with_full_weights_shows_every_step(kind: str, model: Path, tmp_path: Path) -> None:
-    dtype = "bfloat16" if kind == "vllm" else "float32"
+    dtype = dtype_of(kind)
     (tmp_path / "engine").mkdir()
     store = await asyncio.to_thread(train, config_of(model, tmp_path / "run", kind, dtype, None))
     with started(kind, model, tmp_path / "engine", lora=None, dtype=dtype) as served:

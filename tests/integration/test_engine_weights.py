@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support.adapters import peft_model, reference_logprobs
-from support.served_engine import ENGINES, SLOTS, Served, connected, started
+from support.served_engine import ENGINES, SLOTS, Served, connected, dtype_of, started
 from support.tiny_model import build_tiny_model
 from turnwise.inference import EngineError, InferenceClient
 from turnwise.orchestrator.weights import Policy, WrongWeights
@@ -39,7 +39,7 @@ def served(
     request: pytest.FixtureRequest, models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Served]:
     folder, lora = tmp_path_factory.mktemp("engine"), {"rank": RANK, "alpha": ALPHA}
-    with started(request.param, models[0], folder, lora=lora, dtype=_dtype(request.param)) as engine:
+    with started(request.param, models[0], folder, lora=lora, dtype=dtype_of(request.param)) as engine:
         yield engine
 
 
@@ -49,12 +49,8 @@ def served_whole(
 ) -> Generator[Served]:
     """An engine of a run that trains all weights."""
     folder = tmp_path_factory.mktemp("engine")
-    with started(request.param, models[0], folder, lora=None, dtype=_dtype(request.param)) as engine:
+    with started(request.param, models[0], folder, lora=None, dtype=dtype_of(request.param)) as engine:
         yield engine
-
-
-def _dtype(kind: str) -> str:
-    return "bfloat16" if kind == "vllm" else "float32"
 
 
 @dataclass
@@ -267,7 +263,7 @@ async def test_the_digest_of_the_base_weights_is_that_of_the_files(
     served: Served, models: tuple[Path, Path], publisher: Publisher
 ) -> None:
     """Also where layers are wrapped for adapters."""
-    tensors = {name: tensor.to(getattr(torch, _dtype(served.kind))) for name, tensor in load_file(models[0] / MODEL).items()}
+    tensors = {name: tensor.to(getattr(torch, dtype_of(served.kind))) for name, tensor in load_file(models[0] / MODEL).items()}
     async with connected(served) as client:
         assert await client.digest(None) == [tensor_digest(tensors)]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support.adapters import ALL_LINEAR, peft_model, reference_logprobs
-from support.served_engine import ENGINES, Served, connected, started
+from support.served_engine import ENGINES, Served, connected, dtype_of, started
 from support.tiny_model import build_tiny_model
 from turnwise.inference import InferenceClient
 from turnwise.inference.noise import Stage, run_stage
@@ -42,7 +42,7 @@ def served(
     request: pytest.FixtureRequest, models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Served]:
     folder = tmp_path_factory.mktemp("engine")
-    with started(request.param, models[0], folder, lora=LORA, dtype=_dtype(request.param), noise=NOISE) as engine:
+    with started(request.param, models[0], folder, lora=LORA, dtype=dtype_of(request.param), noise=NOISE) as engine:
         yield engine
 
 
@@ -51,12 +51,8 @@ def served_whole(
     request: pytest.FixtureRequest, models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Served]:
     folder = tmp_path_factory.mktemp("engine")
-    with started(request.param, models[0], folder, lora=None, dtype=_dtype(request.param), noise=NOISE) as engine:
+    with started(request.param, models[0], folder, lora=None, dtype=dtype_of(request.param), noise=NOISE) as engine:
         yield engine
-
-
-def _dtype(kind: str) -> str:
-    return "bfloat16" if kind == "vllm" else "float32"
 
 
 def noise_of(client: InferenceClient, model: Path) -> EngineNoise:
@@ -92,7 +88,7 @@ class Publisher:
 
     def adapter(self, version: int) -> WeightsReady:
         named = {name.replace(".default", ""): t for name, t in _adapter(self.model).named_parameters() if "lora_" in name}
-        tensors = {name: tensor.detach().to(getattr(torch, _dtype(self.served.kind))) for name, tensor in named.items()}
+        tensors = {name: tensor.detach().to(getattr(torch, dtype_of(self.served.kind))) for name, tensor in named.items()}
         held = served_adapter(tensors, dtype=torch.bfloat16, scale=2.0) if self.served.kind == "vllm" else tensors
         ready = WeightsReady(version, "lora", str(self.store.path(version)), tensor_digest(held))
         self.store.publish(ready, lambda folder: _write_adapter(folder, tensors))
@@ -171,7 +167,7 @@ async def test_a_search_that_finds_no_norms_stops_the_run(kind: str, tmp_path: P
     (model / "model.safetensors").unlink()
     settings = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=320, n_positions=2048, bos_token_id=256, eos_token_id=257)
     GPT2LMHeadModel(settings).save_pretrained(model)
-    with started(kind, model, tmp_path, lora=None, dtype=_dtype(kind), noise=NOISE) as served:
+    with started(kind, model, tmp_path, lora=None, dtype=dtype_of(kind), noise=NOISE) as served:
         async with connected(served) as client:
             noise = EngineNoise(client, lambda step: Stage(1, SIGMA), seed=7, norms=5)
             with pytest.raises(WrongNoise, match="worker 0 found 0 RMSNorm weights outside attention, and this model has 5"):
@@ -211,7 +207,7 @@ async def test_full_weights_are_proven_without_noise_and_their_norms_are_the_cle
         policy = Policy(client, store, stop_ids=[], noise=noise_of(client, models[0]))
         for version, model in ((0, models[0]), (1, models[1]), (2, models[0])):
             tensors = {
-                n: t.to(getattr(torch, _dtype(served_whole.kind))) for n, t in load_file(model / "model.safetensors").items()
+                n: t.to(getattr(torch, dtype_of(served_whole.kind))) for n, t in load_file(model / "model.safetensors").items()
             }
             await policy.swap(WeightsReady(version, "full", str(model), tensor_digest(tensors)))
             sigma = noise_of(client, models[0]).schedule(version).sigma

@@ -14,8 +14,9 @@ from support.noisy_engine import NoisyEngine
 from support.orchestrated import make_config, run, trainer_of
 from support.orchestrated import metrics as orchestrated_metrics
 from support.rl_command import finish, running, write_config
+from support.run_records import batches, metrics
 from turnwise.config import NoiseConfig
-from turnwise.transport import Batch, BatchLog, RunDir
+from turnwise.transport import RunDir
 
 STEPS = 4
 NOISE = """
@@ -31,19 +32,6 @@ def config_with_noise(folder: Path, model: Path, *, max_staleness: int = 0) -> P
     path = write_config(folder, model, max_steps=STEPS, max_staleness=max_staleness)
     path.write_text(path.read_text() + NOISE)
     return path
-
-
-def batches(root: Path) -> list[Batch]:
-    log = BatchLog(RunDir(root).batches)
-    return [log.read(step) for step in log.steps()]
-
-
-def metrics(root: Path) -> dict[int, dict[str, float]]:
-    merged: dict[int, dict[str, float]] = {}
-    for line in RunDir(root).metrics.read_text().splitlines():
-        record = json.loads(line)
-        merged.setdefault(record["step"], {}).update(record)
-    return merged
 
 
 def evaluation(root: Path, step: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs with MXFP4 weights through `rl`: the same bytes in engine and trainer, resumed to the bit; what a wrong engine shows."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from support.quantized import swap_nibbles
 from support.rl_command import finish, write_config
+from support.run_records import metrics
 from turnwise.config import RLConfig, load_config
 from turnwise.inference.embedded.build import build_server
 from turnwise.trainer import fsdp
@@ -36,14 +36,6 @@ def quantised_config(folder: Path, model: Path, *, max_steps: int = 2) -> Path:
     path = write_config(folder, model, max_steps=max_steps, max_staleness=0)
     path.write_text(path.read_text() + QUANT)
     return path
-
-
-def metrics(root: Path) -> dict[int, dict[str, float]]:
-    merged: dict[int, dict[str, float]] = {}
-    for line in RunDir(root).metrics.read_text().splitlines():
-        record = json.loads(line)
-        merged.setdefault(record["step"], {}).update(record)
-    return merged
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from support.rl_command import finish, running, write_config
+from support.run_records import batches, metrics
 from turnwise.config import load_config
-from turnwise.transport import Batch, BatchLog, RunDir
-
-
-def batches(root: Path) -> list[Batch]:
-    log = BatchLog(RunDir(root).batches)
-    return [log.read(step) for step in log.steps()]
-
-
-def metrics(root: Path) -> dict[int, dict[str, float]]:
-    merged: dict[int, dict[str, float]] = {}
-    for line in RunDir(root).metrics.read_text().splitlines():
-        record = json.loads(line)
-        merged.setdefault(record["step"], {}).update(record)
-    return merged
+from turnwise.transport import BatchLog, RunDir
 
 
 def adapter(root: Path, step: int) -> dict[str, bytes]:

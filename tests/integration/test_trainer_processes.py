@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from support.batches import make_batch
+from support.run_records import announcement, published
 from turnwise.config import RLConfig
 from turnwise.config.files import dump_toml
 from turnwise.trainer.checkpoint_index import checkpoint_steps, latest_valid_checkpoint
@@ -95,15 +95,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
     return finished
 
 
-def announcement(config: RLConfig, version: int) -> WeightsReady:
-    found = WeightsStore(RunDir(config.output_dir).weights).poll(version)
-    assert found is not None
-    return found
-
-
 def weights(config: RLConfig, version: int = STEPS) -> dict[str, torch.Tensor]:
-    (file,) = Path(announcement(config, version).path).glob("*.safetensors")
-    return load_file(file)
+    return published(config, version)
 
 
 def measured(ready: WeightsReady) -> dict[str, float]:

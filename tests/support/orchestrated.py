@@ -1,11 +1,11 @@
 """A whole orchestrator beside an engine without a model and a trainer without one, and what it leaves behind."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support import run_records
 from support.fake_trainer import FakeTrainer
 from support.rollouts import ECHO
 from support.scripted_engine import ScriptedEngine
@@ -13,7 +13,7 @@ from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
 from turnwise.orchestrator.__main__ import load_progress
 from turnwise.orchestrator.loop import Orchestrator
-from turnwise.transport import Batch, BatchLog, RunDir, Sample, StopRequest
+from turnwise.transport import Batch, RunDir, Sample, StopRequest
 
 DEADLINE_S = 60.0
 
@@ -69,8 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def batches(config: RLConfig) -> list[Batch]:
-    log = BatchLog(RunDir(config.output_dir).batches)
-    return [log.read(step) for step in log.steps()]
+    return run_records.batches(config.output_dir)
 
 
 def samples(config: RLConfig) -> list[list[Sample]]:
@@ -78,11 +77,7 @@ def samples(config: RLConfig) -> list[list[Sample]]:
 
 
 def metrics(config: RLConfig) -> dict[int, dict[str, float]]:
-    merged: dict[int, dict[str, float]] = {}
-    for line in RunDir(config.output_dir).metrics.read_text().splitlines():
-        record = json.loads(line)
-        merged.setdefault(record["step"], {}).update(record)
-    return merged
+    return run_records.metrics(config.output_dir)
 
 
 def trainer_of(config: RLConfig, **settings: Any) -> FakeTrainer:

@@ -44,6 +44,11 @@ class Served:
             time.sleep(0.005)
 
 
+def dtype_of(kind: str) -> str:
+    """Of the weights in tests of both engines: vLLM computes in bfloat16, as on GPUs."""
+    return "bfloat16" if kind == "vllm" else "float32"
+
+
 @contextmanager
 def started(
     kind: str,

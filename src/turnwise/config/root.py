@@ -83,9 +83,19 @@ class RLConfig(Config):
         return "nccl" if self.gpus.inference and self.gpus.trainer else "gloo"
 
     @property
+    def replicas(self) -> int:
+        """Engines: as many as `inference.dp` says, or one for each group of `inference.tp` GPUs, or one on a CPU."""
+        return self.inference.dp or max(1, len(self.gpus.inference) // self.inference.tp)
+
+    @property
     def engine_workers(self) -> int:
-        """Processes that hold the model, over all engines of a resolved configuration."""
-        return (self.inference.dp or 1) * self.inference.tp
+        """Processes that hold the model, over all engines."""
+        return self.replicas * self.inference.tp
+
+    @property
+    def pack_tokens(self) -> int:
+        """Most tokens of one packed forward pass of the trainer."""
+        return self.trainer.micro_batch_tokens or self.seq_len
 
     @property
     def adapter_slots(self) -> int:

@@ -55,7 +55,7 @@ def engine_commands(config: RLConfig, config_path: Path, *, gpus: Sequence[int])
         if inference.engine == "embedded":
             argv, env = _embedded(config, config_path, port, replicas)
         else:
-            argv, env = _vllm(config, port, replicas, on_gpu=bool(gpus))
+            argv, env = _vllm(config, port, index, replicas, on_gpu=bool(gpus))
         commands.append(EngineCommand(name, tuple(argv), env, _url(inference.host, port)))
     return commands
 
@@ -97,7 +97,7 @@ def _embedded(config: RLConfig, config_path: Path, port: int, replicas: int) -> 
     return [*argv, "--host", config.inference.host], {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+def _vllm(config: RLConfig, port: int, index: int, replicas: int, *, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
     inference = config.inference
     if inference.host not in LOOPBACK:
         raise ConfigError(
@@ -111,7 +111,7 @@ def _vllm(config: RLConfig, port: int, replicas: int, *, on_gpu: bool) -> tuple[
         "port": port,
         "dtype": config.model.dtype,
         "load-format": None if config.model.load_format == "auto" else config.model.load_format,
-        "seed": config.seed + port - (inference.port or port),  # replicas of one seed would draw the same noise for the same rows
+        "seed": config.seed + index,  # replicas of one seed would draw the same noise for the same rows
         "max-model-len": _max_model_len(config),
         "tensor-parallel-size": inference.tp,
         "logprobs-mode": "processed_logprobs",  # of the distribution that was sampled, temperature included

@@ -9,7 +9,7 @@ from turnwise.launch.gpus import BY_BUS, ORDER, VISIBLE, Machine, TorchBuild
 from turnwise.launch.memory import GIB, VLLM_SHARE, gpu_engine_needs, trainer_parts
 from turnwise.launch.resolve import changed
 from turnwise.launch.shape import ModelShape
-from turnwise.launch.split import Split, engine_fraction, engine_minimum, splits
+from turnwise.launch.split import Split, engine_fraction, engine_minimum, splits, trainer_minimum
 
 PARTS = ("inference", "trainer", "containers")
 BUSY = 0.5  # of a GPU's memory in use by others is worth a word, whatever runs there
@@ -46,10 +46,11 @@ def allocate(config: RLConfig, machine: Machine, shape: ModelShape | str, *, eva
         evaluation: only engines will run.
     """
     parts = ("inference",) if evaluation else PARTS
-    errors = [*_missing(config, machine, parts)]
+    missing = [*_missing(config, machine, parts)]
+    errors = [*missing]
     if not evaluation and config.gpus.trainer and machine.torch.cuda is None:
         errors.append(_no_cuda(config, machine.torch))
-    if not machine.gpus or any(_missing(config, machine, parts)):
+    if not machine.gpus or missing:
         return Allocation(config, machine, tuple(errors))
     totals = Allocation(config, machine).totals
     divided: tuple[Split, ...] = ()
@@ -136,7 +137,7 @@ def _fits(
     for gpu in [] if evaluation else config.gpus.trainer:
         if total := totals.get(gpu):
             parts, allowed = trainer_parts(config, shape), config.trainer_memory(gpu, total)
-            needed = sum(parts.values()) - (0 if allowed is None else parts["process"])
+            needed = sum(parts.values()) if allowed is None else trainer_minimum(config, shape)
             part = total if allowed is None else allowed
             remedy = "use more GPUs, a smaller trainer.micro_batch_tokens, or trainer.model.gradient_checkpointing = true"
             yield from _compare("the trainer", label(machine, gpu), part, parts["weights"], needed, remedy)

@@ -19,13 +19,28 @@ HELD_BY = {"load": "engines are saturated", "staleness": "they would be too old"
 SIGN_OF_LIFE_S = 30.0  # without a terminal: at most so long without a line
 
 
+class Lines:
+    """Lines on a stream. A reader that goes away, with a closed terminal or pipe, ends nothing."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._closed = False
+
+    def say(self, text: str) -> None:
+        if self._closed:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:
+            self._closed = True
+
+
 class LineView:
     """A line for each step and event; for logs, pipes and CI."""
 
     def __init__(self, watch: Watch, stream: TextIO | None = None) -> None:
         self.watch = watch
-        self._stream = stream or sys.stdout
-        self._closed = False
+        self._lines = Lines(stream)
         self._next_look = 0.0
         self._last_line = time.monotonic()
         self._phase = ""
@@ -33,12 +48,7 @@ class LineView:
 
     def say(self, text: str) -> None:
         self._last_line = time.monotonic()
-        if self._closed:
-            return
-        try:
-            print(text, file=self._stream, flush=True)
-        except OSError:
-            self._closed = True  # nobody reads any more (a closed terminal or pipe): the run goes on
+        self._lines.say(text)
 
     def update(self, children: Sequence[Child]) -> None:
         if time.monotonic() < self._next_look:

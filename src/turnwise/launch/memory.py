@@ -58,7 +58,7 @@ def estimate(config: RLConfig, shape: ModelShape, gpu_bytes: Mapping[int, int] |
         parts = gpu_engine_parts(config, shape, known.get(gpu))
         engines.append(Estimate(f"GPU {gpu}", f"inference {index // config.inference.tp}", parts))
     if not gpus.inference:
-        engines = [Estimate("RAM", f"inference {i}", _cpu_engine_parts(config, shape)) for i in range(config.inference.dp or 1)]
+        engines = [Estimate("RAM", f"inference {i}", _cpu_engine_parts(config, shape)) for i in range(config.replicas)]
     places = [f"GPU {gpu}" for gpu in gpus.trainer] or ["RAM"] * (config.trainer.processes or 1)
     trainers = [
         Estimate(place, f"trainer rank {rank}" if len(places) > 1 else "trainer", trainer_parts(config, shape))
@@ -116,7 +116,7 @@ def trainer_parts(config: RLConfig, shape: ModelShape) -> dict[str, int]:
     place = "GPU" if config.gpus.trainer else "RAM"
     ranks = len(config.gpus.trainer) or config.trainer.processes or 1
     shards = max(1, ranks // (model.replicas or 1)) if model.shard else 1
-    tokens = config.trainer.micro_batch_tokens or config.seq_len
+    tokens = config.pack_tokens
     snapshot = SNAPSHOT_BYTES if config.trainer.updates_per_batch > 1 else 0
     moments = 0 if config.trainer.optim.offload and place == "GPU" else MOMENTS_BYTES
     trained_bytes = GRADIENT_BYTES + snapshot + moments
@@ -219,9 +219,7 @@ def _vllm_step(config: RLConfig, *, large: bool) -> tuple[int, int]:
 
 def _running(config: RLConfig) -> int:
     """Rollouts that one engine holds at a time."""
-    orchestrator = config.orchestrator
-    inflight = orchestrator.max_inflight or orchestrator.batch_size * (orchestrator.max_staleness + 1)
-    return ceil(inflight / (config.inference.dp or max(1, len(config.gpus.inference) // config.inference.tp)))
+    return ceil(config.orchestrator.inflight_limit / config.replicas)
 
 
 def _dtype(config: RLConfig, shape: ModelShape) -> str:

@@ -5,20 +5,23 @@ from turnwise.inference.noise import noise_schedule
 from turnwise.launch.arithmetic import Arithmetic
 
 
-def noise_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
-    """The stages of the noise; none where there is none.
+def check_noise(arithmetic: Arithmetic, config: RLConfig) -> None:
+    """Raises ConfigError when the stages of the noise cannot be laid out over the steps of the run."""
+    if config.inference.noise is None:
+        return
+    try:
+        noise_schedule(config.inference.noise, max_steps=arithmetic.max_steps, steps_per_epoch=arithmetic.steps_per_epoch)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
 
-    Raises:
-        ConfigError: they cannot be laid out over the steps of the run.
-    """
+
+def noise_lines(arithmetic: Arithmetic, config: RLConfig) -> list[str]:
+    """The stages of the noise; none where there is none. Raises ConfigError as `check_noise`."""
     noise, steps = config.inference.noise, arithmetic.max_steps
     if noise is None:
         return []
+    check_noise(arithmetic, config)
     per_epoch = arithmetic.steps_per_epoch
-    try:
-        noise_schedule(noise, max_steps=steps, steps_per_epoch=per_epoch)
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from error
     where = f"{noise.stages} stages of {steps / noise.stages:.3g} steps, the first without"
     if noise.epoch_aware:
         length = per_epoch / (noise.stages + 1)

@@ -9,7 +9,7 @@ from turnwise.config import ConfigError, RLConfig
 from turnwise.config.files import dump_toml, merge
 from turnwise.launch.arithmetic import Arithmetic, CountTasks, count_tasks, training_arithmetic
 from turnwise.launch.models import Progress, resolve_model
-from turnwise.launch.noise import noise_lines
+from turnwise.launch.noise import check_noise
 from turnwise.launch.ports import check_free, free_range
 from turnwise.launch.quantized import quantized_model
 from turnwise.transport import write_atomic
@@ -32,7 +32,7 @@ def resolve(config: RLConfig, progress: Progress = print, count: CountTasks = co
     check_conditions(config)
     check_template(config)
     arithmetic = training_arithmetic(config, count)
-    noise_lines(arithmetic, config)
+    check_noise(arithmetic, config)
     model = resolve_model(config.model.name, progress, weights=config.model.load_format != "dummy")
     quantized = quantized_model(config, model, progress)
     filled = with_defaults(config, max_steps=arithmetic.max_steps, model=model, quantized=quantized)
@@ -49,8 +49,6 @@ def with_defaults(
     """
     root = config.output_dir.expanduser().resolve()
     trajectories = (config.trajectories_dir or root / "trajectories").expanduser().resolve()
-    replicas = config.inference.dp or max(1, len(config.gpus.inference) // config.inference.tp)
-    staleness = config.orchestrator.max_staleness
     changes: dict[str, Any] = {
         "output_dir": root,
         "trajectories_dir": trajectories,
@@ -59,12 +57,12 @@ def with_defaults(
         "epochs": None,
         "model": {"name": model, "quantized": quantized},
         "inference": {
-            "dp": replicas,
-            "port": port or _port(config, replicas),
+            "dp": config.replicas,
+            "port": port or _port(config),
             "max_loras": config.adapter_slots,
             "embedded": {"deterministic": config.deterministic},
         },
-        "orchestrator": {"max_inflight": config.orchestrator.max_inflight or config.orchestrator.batch_size * (staleness + 1)},
+        "orchestrator": {"max_inflight": config.orchestrator.inflight_limit},
         "trainer": {"processes": len(config.gpus.trainer) or config.trainer.processes or 1},
     }
     if config.model.chat_template:
@@ -99,9 +97,9 @@ def check_template(config: RLConfig) -> None:
         raise ConfigError(f'model.chat_template = "{template}": no such file (looked from {Path.cwd()}); correct the path.')
 
 
-def _port(config: RLConfig, replicas: int) -> int:
+def _port(config: RLConfig) -> int:
     inference = config.inference
     if inference.port is None:
-        return free_range(inference.host, replicas)
-    check_free(inference.host, inference.port, replicas)
+        return free_range(inference.host, config.replicas)
+    check_free(inference.host, inference.port, config.replicas)
     return inference.port

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -26,33 +26,58 @@ def terminal_console() -> Console:
     return TerminalConsole()
 
 
+class LivePicture:
+    """A picture that is redrawn in place; what is said scrolls by above it. A terminal that was closed ends nothing."""
+
+    def __init__(self, first: RenderableType, console: Console) -> None:
+        self.console = console
+        self._closed = False
+        self._live = Live(first, console=console, auto_refresh=False)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self._draw(lambda: self.console.print(text, highlight=False, markup=False))
+
+    def show(self, picture: RenderableType) -> None:
+        """Draw it instead of the one before."""
+        self._draw(lambda: self._live.update(picture, refresh=True))
+
+    def close(self) -> None:
+        self._draw(self._live.stop)
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        try:
+            draw()
+        except OSError:
+            self._closed = True
+
+
 class TerminalView:
-    """A picture that redraws itself; what is said scrolls by above it."""
+    """What a run does, redrawn as it goes on."""
 
     def __init__(self, watch: Watch, title: str, console: Console) -> None:
         self.watch = watch
         self._title = title
-        self._console = console
-        self._closed = False
         self._next_look = 0.0
         watch.look()
-        self._live = Live(self._picture([]), console=console, auto_refresh=False)
-        self._live.start()
+        self._live = LivePicture(self._picture([]), console)
 
     def say(self, text: str) -> None:
-        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
+        self._live.say(text)
 
     def update(self, children: Sequence[Child]) -> None:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
         self.watch.look()
-        self._draw(lambda: self._live.update(self._picture(children), refresh=True))
+        self._live.show(self._picture(children))
 
     def close(self) -> None:
         self.watch.look()
-        self._draw(lambda: self._live.update(self._picture([]), refresh=True))
-        self._draw(self._live.stop)
+        self._live.show(self._picture([]))
+        self._live.close()
 
     def _picture(self, children: Sequence[Child]) -> Panel:
         table = Table.grid(padding=(0, 2))
@@ -63,11 +88,3 @@ class TerminalView:
         return Panel(
             table, title=self._title, title_align="left", subtitle="Ctrl-C: stop with a checkpoint", subtitle_align="right"
         )
-
-    def _draw(self, draw: Callable[[], None]) -> None:
-        if self._closed:
-            return
-        try:
-            draw()
-        except OSError:
-            self._closed = True  # the terminal was closed: the run goes on

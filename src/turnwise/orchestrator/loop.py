@@ -64,8 +64,14 @@ class Orchestrator:
         self.player = Player.of(config, chat, self.threads)
         setups = load_setups(settings.env, "train")
         noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
-        self.policy = Policy(client, self.store, stop_ids=chat.stop_ids, max_loaded=config.adapter_slots, noise=noise)
-        self.policy.seeds = config.request_seeds
+        self.policy = Policy(
+            client,
+            self.store,
+            stop_ids=chat.stop_ids,
+            max_loaded=config.adapter_slots,
+            noise=noise,
+            seeds=config.request_seeds,
+        )
         self.canaries = CanaryWatch(self.policy, self.group)
         self.buffer = TaskBuffer(setups, settings.buffer, config.seed)
         self.buffer.restore(progress.state.get("buffer", {}))

@@ -34,6 +34,7 @@ class Policy:
     Args:
         max_loaded: adapters that an engine may hold; a swap waits for the last request of an old one where all are in use.
         noise: in the norms, for everything but pinned versions; None for none.
+        seeds: whether requests for the newest version have seeds; those for pinned versions always do.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class Policy:
         stop_ids: Sequence[int],
         max_loaded: int | None = None,
         noise: EngineNoise | None = None,
+        seeds: bool = True,
     ) -> None:
         self.client, self.store, self.stop_ids, self.max_loaded = client, store, list(stop_ids), max_loaded
         self.noise = noise
-        self.seeds = True  # whether requests for the newest version have seeds; those for pinned versions always do
+        self.seeds = seeds
         self.version = -1  # newest served; -1 before the first
         self.kind = "lora"
         self.swap_s = 0.0  # seconds of the newest swap

@@ -58,7 +58,7 @@ def plan_kernels(lengths: tuple[int, ...], parents: tuple[int, ...], device: tor
     ends = [0, *accumulate(lengths)]
     rows = [range(start, end) for start, end in pairwise(ends)]
     apart = [i for i, parent in enumerate(parents) if parent == NO_PARENT and lengths[i] >= long]
-    rest = [i for i in range(len(lengths)) if i not in set(apart)]
+    rest = sorted(set(range(len(lengths))) - set(apart))
     spans = tuple((rows[i].start, rows[i].stop) for i in apart)
     if not apart:
         return Kernels((), _varlen(rows, parents, rest, device), None)

@@ -15,8 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora import adapters_off
 from turnwise.trainer.packing import pack
+from turnwise.trainer.stand_in import stand_in
 from turnwise.trainer.step import Learner
-from turnwise.transport import NOT_SAMPLED, Batch, Canary, Sample
+from turnwise.transport import Batch, Canary, Sample
 
 MAX_TOKENS = 256  # of one canary: its logits (fp32, 150 MB at a vocabulary of 150,000) fit into what vLLM keeps for sampling
 MIN_TOKENS = 32
@@ -83,7 +84,9 @@ def measure(learner: Learner, sequences: Sequence[Sequence[int]]) -> Logprobs:
     if not sequences:
         return []
     found: dict[tuple[int, ...], list[float]] = {}
-    (micro_batches,) = pack([_sample(ids) for ids in sequences], max_tokens=sum(map(len, sequences)), share_prompts=False)
+    (micro_batches,) = pack(
+        [stand_in(ids, "canary") for ids in sequences], max_tokens=sum(map(len, sequences)), share_prompts=False
+    )
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), _evaluating(learner):
         for batch in micro_batches:
             batch = batch.to(learner.device)
@@ -117,22 +120,6 @@ def _evaluating(learner: Learner) -> Generator[None]:
         learner.policy.train()
         if isinstance(learner.policy, FSDPModule):
             learner.policy.reshard()
-
-
-def _sample(ids: Sequence[int]) -> Sample:
-    """A sequence as a sample in which every token but the first counts."""
-    others = len(ids) - 1
-    return Sample(
-        token_ids=list(ids),
-        loss_mask=[False] + [True] * others,
-        logprobs=[0.0] * len(ids),
-        advantages=[0.0] * len(ids),
-        policy_versions=[NOT_SAMPLED] + [0] * others,
-        rollout_tokens=others,
-        rollout_id="canary",
-        group_id=0,
-        task_id="canary",
-    )
 
 
 def _finite(canary: Canary) -> bool:

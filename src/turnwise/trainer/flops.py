@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2  # operations for each parameter and token
+PER_PARAMETER = {False: FORWARD + INPUT_GRADIENT, True: FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT}  # by whether it is trained
 ATTENTION_FORWARD = 4  # operations for each pair, head and dimension of the head: two products of 2
 ATTENTION_PASSES = 3  # the backward pass has four products for the forward's two
 
@@ -63,7 +64,7 @@ def step_flops(
         parent_lengths: tokens of the shared prompt before each segment, 0 where there is none; None when no segment has one.
     """
     parents = [0] * len(segment_lengths) if parent_lengths is None else parent_lengths
-    per_token = (FORWARD + INPUT_GRADIENT) * frozen_params + (FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT) * trainable_params
+    per_token = PER_PARAMETER[False] * frozen_params + PER_PARAMETER[True] * trainable_params
     pairs = sum(own * parent + own * own / 2 for own, parent in zip(segment_lengths, parents, strict=True))
     attention = ATTENTION_PASSES * ATTENTION_FORWARD * size.layers * size.heads * size.head_dim * pairs
     return float(per_token * sum(segment_lengths) + attention)

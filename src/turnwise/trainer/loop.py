@@ -149,7 +149,8 @@ class Trainer:
         return "stop"
 
     def _train(self, batch: Batch) -> None:
-        if signal_share(batch) == 0:
+        signal = signal_share(batch)
+        if signal == 0:
             self._say(f"warning: no sample of batch {batch.step} has an advantage; the policy stays as it is")
         canaries = Canaries(self.learner, batch)
         begun = time.perf_counter()
@@ -157,7 +158,7 @@ class Trainer:
             metrics = self.learner.step(batch)
         metrics |= self.learner.meter.metrics()
         now = time.perf_counter()
-        if metrics["actor/updates_skipped"] and signal_share(batch) > 0:
+        if metrics["actor/updates_skipped"] and signal > 0:
             self._say(f"warning: step {batch.step}: gradient norm {metrics['actor/grad_norm']}; the update was left out")
         cycle = now - self.clock.begun
         metrics |= {

@@ -11,12 +11,11 @@ from torch import nn
 from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.trainer import fsdp
 from turnwise.trainer.attention import NO_PARENT, Layout
-from turnwise.trainer.flops import model_size, peak_flops, step_flops
+from turnwise.trainer.flops import PER_PARAMETER, model_size, peak_flops, step_flops
 from turnwise.trainer.model import Loaded
 from turnwise.trainer.packing import MicroBatch
 
 GIB = 2**30
-BACKWARD_TOO = {False: 4, True: 6}  # operations for each parameter and token, by whether it is trained
 
 
 class Meter:
@@ -63,7 +62,7 @@ class Meter:
 
     def _flops(self, batch: MicroBatch) -> float:
         unsampled = len(batch.input_ids) - len(batch.targets)  # where no logits are computed
-        return self.cost(batch.layout) - BACKWARD_TOO[self.head.requires_grad] * self.head.numel() * unsampled
+        return self.cost(batch.layout) - PER_PARAMETER[self.head.requires_grad] * self.head.numel() * unsampled
 
     def metrics(self) -> dict[str, float]:
         """Of the step since `begin`, over all ranks; a collective. Empty when nothing was trained on."""

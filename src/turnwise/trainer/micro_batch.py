@@ -25,8 +25,9 @@ class MicroBatch:
     rollout_tokens: Int[Tensor, " samples"]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        """The same on another device, with what attention needs there."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, layout=self.layout.on(device), **tensors)
 
 
 @dataclass(frozen=True, eq=False)

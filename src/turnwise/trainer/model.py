@@ -73,8 +73,7 @@ class Policy(nn.Module):
 
     def stats(self, batch: MicroBatch, *, temperature: float, entropy_grad: bool = False) -> TokenStats:
         """Log-probability and entropy of the sampled tokens of a micro-batch."""
-        layout = batch.layout.on(batch.input_ids.device)
-        return self(batch.input_ids, batch.position_ids, layout, batch.positions, batch.targets, temperature, entropy_grad)
+        return self(batch.input_ids, batch.position_ids, batch.layout, batch.positions, batch.targets, temperature, entropy_grad)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that are trained, under the names of the Hugging Face model."""

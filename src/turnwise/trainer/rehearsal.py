@@ -15,8 +15,9 @@ from turnwise.config import RLConfig
 from turnwise.trainer import fsdp
 from turnwise.trainer.meter import GIB, peak_memory_gib
 from turnwise.trainer.packing import MAX_REACH, MIN_SHARED_PROMPT, MicroBatch, pack, step_totals
+from turnwise.trainer.stand_in import stand_in
 from turnwise.trainer.step import Learner, Passes
-from turnwise.transport import NOT_SAMPLED, Batch, Progress, Sample
+from turnwise.transport import Batch, Progress, Sample
 
 CHILDREN = 64  # of the shared prompt: all but a twentieth of the tokens then have logits
 CPU_ALLOCATION_FAILED = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
@@ -43,7 +44,7 @@ def rehearse(learner: Learner) -> str:
     config, device = learner.config, learner.device
     learner.meter.begin()
     begun = time.perf_counter()
-    budget = config.trainer.micro_batch_tokens or config.seq_len
+    budget = config.pack_tokens
     shapes = longest_samples(budget, config.seq_len, vocabulary=_vocabulary(learner))
     with (
         explained(config, device, f"in the rehearsal of a micro-batch of {budget:,} tokens"),
@@ -189,19 +190,8 @@ def _micro_batch(samples: Sequence[Sample], budget: int, device: torch.device) -
 
 def _sample(prompt: int, own: int, vocabulary: int) -> Sample:
     """A sample with `own` inputs behind a prompt that may be shared, each of which predicts a sampled token."""
-    length = prompt + own + 1
-    mask = [i > prompt for i in range(length)]
-    return Sample(
-        token_ids=[i % vocabulary for i in range(length)],
-        loss_mask=mask,
-        logprobs=[-1.0 if chosen else 0.0 for chosen in mask],
-        advantages=[1.0 if chosen else 0.0 for chosen in mask],
-        policy_versions=[0 if chosen else NOT_SAMPLED for chosen in mask],
-        rollout_tokens=own,
-        rollout_id="rehearsal",
-        group_id=0,
-        task_id="rehearsal",
-    )
+    ids = [i % vocabulary for i in range(prompt + own + 1)]
+    return stand_in(ids, "rehearsal", prompt=prompt + 1, logprob=-1.0, advantage=1.0)
 
 
 def _batch(samples: list[Sample], seq_len: int) -> Batch:

@@ -72,8 +72,7 @@ class Learner:
 
     def passes(self, batch: Batch) -> "Passes":
         """This rank's micro-batches of a batch, with the log-probabilities of the reference policy; a collective."""
-        budget = self.config.trainer.micro_batch_tokens or self.config.seq_len
-        bins = assign(batch.samples, max_tokens=budget, ranks=fsdp.world_size(), cost=self.meter.cost)
+        bins = assign(batch.samples, max_tokens=self.config.pack_tokens, ranks=fsdp.world_size(), cost=self.meter.cost)
         micro_batches = [b.micro_batch().to(self.device) for b in bins[fsdp.rank()]]
         return Passes(self, batch, micro_batches, step_totals(batch.samples))
 

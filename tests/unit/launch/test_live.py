@@ -144,7 +144,7 @@ def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path):
         TerminalView(Watch(RunDir(tmp_path), 4), "x", TerminalConsole(file=io.StringIO(), force_terminal=True)),
     ):
         if isinstance(view, TerminalView):
-            view._console.file = Broken()  # pyright: ignore[reportPrivateUsage]
+            view._live.console.file = Broken()  # pyright: ignore[reportPrivateUsage]
         view.say("one")
         view.update([])
         view.close()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from turnwise.config.sweep import SweepConfig
-from turnwise.launch.terminal import terminal_console
+from turnwise.launch.live import Lines
+from turnwise.launch.terminal import LivePicture, terminal_console
 from turnwise.report.sweep import RunState, SweepRow
 from turnwise.report.sweep_tables import remark, status_table
 
@@ -30,19 +30,13 @@ class LineView:
     """A line for each event, and now and then one about the runs that go on; for logs, pipes and CI."""
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stdout
+        self._lines = Lines(stream)
         self._now = now
         self._told = now()
-        self._closed = False
 
     def say(self, text: str) -> None:
         self._told = self._now()
-        if self._closed:
-            return
-        try:
-            print(text, file=self._stream, flush=True)
-        except OSError:
-            self._closed = True  # nobody reads any more: the sweep goes on
+        self._lines.say(text)
 
     def update(self, rows: Sequence[SweepRow]) -> None:
         if self._now() - self._told < SIGN_OF_LIFE_S:
@@ -59,31 +53,20 @@ class TableView:
     """The table, redrawn as it changes; what is said scrolls by above it."""
 
     def __init__(self, sweep: SweepConfig, console: Console) -> None:
-        self._sweep, self._console = sweep, console
-        self._closed = False
+        self._sweep = sweep
         self._rows: Sequence[SweepRow] = ()
-        self._live = Live(Text("looking at the runs"), console=console, auto_refresh=False)
-        self._live.start()
+        self._live = LivePicture(Text("looking at the runs"), console)
 
     def say(self, text: str) -> None:
-        self._draw(lambda: self._console.print(text, highlight=False, markup=False))
+        self._live.say(text)
 
     def update(self, rows: Sequence[SweepRow]) -> None:
         if rows != self._rows:
             self._rows = rows
-            picture = render(self._sweep, rows, self._console.width)
-            self._draw(lambda: self._live.update(picture, refresh=True))
+            self._live.show(render(self._sweep, rows, self._live.console.width))
 
     def close(self) -> None:
-        self._draw(self._live.stop)
-
-    def _draw(self, draw: Callable[[], None]) -> None:
-        if self._closed:
-            return
-        try:
-            draw()
-        except OSError:
-            self._closed = True  # the terminal was closed: the sweep goes on
+        self._live.close()
 
 
 def render(sweep: SweepConfig, rows: Sequence[SweepRow], width: int) -> Group:
