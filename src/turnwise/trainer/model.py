@@ -19,7 +19,8 @@ from turnwise.kernels.quantized.report import Report, read_lines
 from turnwise.trainer import fsdp
 from turnwise.trainer.attention import Layout, register_attention
 from turnwise.trainer.logprobs import TokenStats, token_logprobs
-from turnwise.trainer.lora import LoraLinear, add_lora
+from turnwise.trainer.lora import add_lora
+from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.packing import MicroBatch
 from turnwise.trainer.quant import FakeQuant, pack_linears, round_weights, train_quantised
 from turnwise.trainer.recompute import prepare_layers

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from turnwise.config import LoraConfig
-from turnwise.trainer.lora import ADAPTER_FILE, LoraLinear, adapters_off, add_lora, lora_parameters, save_adapter
+from turnwise.trainer.lora import ADAPTER_FILE, adapters_off, add_lora, lora_parameters, save_adapter
+from turnwise.trainer.lora_layer import LoraLinear
 
 # peft asks transformers by a name that is about to go
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -10,7 +10,7 @@ from support.batches import ConfigOf, make_batch
 from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.trainer import meter as meter_module
 from turnwise.trainer.flops import step_flops
-from turnwise.trainer.lora import LoraLinear
+from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.meter import Meter
 from turnwise.trainer.model import Loaded
 from turnwise.trainer.packing import pack

@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from support.batches import make_batch, make_sample
 from turnwise.config import LoraConfig, ModelConfig
 from turnwise.trainer.attention import Layout, segment_attention
-from turnwise.trainer.lora import LoraLinear, add_lora
+from turnwise.trainer.lora import add_lora
+from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.model import Policy, load_model
 from turnwise.trainer.packing import MAX_REACH, MIN_SHARED_PROMPT, MicroBatch, assign, pack, step_totals
 from turnwise.transport import Sample

@@ -14,7 +14,7 @@ from support.batches import ConfigOf, make_batch
 from support.quantized import quantize_folder
 from turnwise.config import LoraConfig, QuantConfig
 from turnwise.kernels.mxfp4 import MXFP4Linear, reference
-from turnwise.trainer.lora import LoraLinear
+from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.model import ModelError, Policy, build_policy
 from turnwise.trainer.packing import pack
 from turnwise.trainer.publish import full_tensors
