@@ -121,6 +121,11 @@ class BufferConfig(Config):
     kind: Literal["epochs", "difficulty"] = "epochs"
     """`epochs`: every task once per shuffled pass; `difficulty`: tasks away from floor and ceiling more often."""
 
+    tasks: list[str] = Field(default_factory=list)
+    """Train on these tasks alone, by their ids, or by `environment/id` where several environments have the same id: to overfit
+    one task, or to look at one that goes wrong. Environments without any of them take no part, and evaluation knows nothing of it.
+    All tasks when empty."""
+
 
 class OrchestratorConfig(Config):
     """Collects rollouts and turns them into batches."""

@@ -56,9 +56,11 @@ def training_arithmetic(config: RLConfig, count: CountTasks = count_tasks) -> Ar
     """Count the training set and fix `max_steps`, from `epochs` where those are given.
 
     Raises:
-        ConfigError: an environment cannot be made, or the epochs come to less than one step.
+        ConfigError: an environment cannot be made, `orchestrator.buffer.tasks` names a task that none has, or the epochs come to
+            less than one step.
     """
-    examples = sum(count(env) for env in config.orchestrator.env)
+    named = config.orchestrator.buffer.tasks
+    examples = _count_named(config) if named else sum(count(env) for env in config.orchestrator.env)
     batch, group = config.orchestrator.batch_size, config.orchestrator.rollouts_per_example
     if config.max_steps is not None:
         return Arithmetic(examples, batch, group, config.max_steps)
@@ -71,3 +73,15 @@ def training_arithmetic(config: RLConfig, count: CountTasks = count_tasks) -> Ar
             f"{examples * group} rollouts an epoch, and orchestrator.batch_size = {batch}; use a smaller batch, or set max_steps."
         )
     return Arithmetic(examples, batch, group, whole)
+
+
+def _count_named(config: RLConfig) -> int:
+    """Training tasks when `orchestrator.buffer.tasks` names those that there are to be."""
+    from turnwise.orchestrator.buffer import only_tasks
+    from turnwise.orchestrator.environments import load_setups
+
+    try:
+        setups = only_tasks(load_setups(config.orchestrator.env, "train"), config.orchestrator.buffer.tasks)
+    except Exception as error:  # a user's environment may raise anything
+        raise ConfigError(str(error)) from error
+    return sum(len(env.tasks) for env in setups)

@@ -2,14 +2,15 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from turnwise.config import BufferConfig
+from turnwise.envs.suggest import did_you_mean
 from turnwise.orchestrator.environments import EnvSetup
 from turnwise.orchestrator.rollout import derive_seed
 
@@ -131,6 +132,35 @@ class TaskBuffer:
         weights = np.maximum(np.asarray(spreads), FLOOR)
         stream = np.random.default_rng(derive_seed(self.seed, "difficulty", group))
         return int(stream.choice(len(weights), p=weights / weights.sum()))
+
+
+def only_tasks(envs: Sequence[EnvSetup], ids: Sequence[str]) -> list[EnvSetup]:
+    """The environments with the tasks that `orchestrator.buffer.tasks` names alone; as they are where it names none.
+
+    Raises:
+        ValueError: an id is unknown; all of those, with the nearest that is there.
+    """
+    if not ids:
+        return list(envs)
+    wanted, known, kept = set(ids), set[str](), list[EnvSetup]()
+    for env in envs:
+        rows = [(env.tasks[index], _names(env, index)) for index in range(len(env.tasks))]
+        known.update(*(names for _, names in rows))
+        if named := [task for task, names in rows if wanted & names]:
+            kept.append(replace(env, tasks=named))
+    if unknown := sorted(wanted - known):
+        raise ValueError("\n".join(_unknown_task(name, known) for name in unknown))
+    return kept
+
+
+def _unknown_task(name: str, known: Collection[str]) -> str:
+    suggestion = did_you_mean(name, known) or f" One that is there is {min(known)!r}."
+    return f"orchestrator.buffer.tasks names {name!r}, and no training environment has such a task.{suggestion}"
+
+
+def _names(env: EnvSetup, index: int) -> set[str]:
+    """By which a task may be called in `orchestrator.buffer.tasks`."""
+    return {_key(env, index), str(env.tasks[index].get("id", index))}
 
 
 def _key(env: EnvSetup, index: int) -> str:

@@ -11,7 +11,7 @@ from turnwise.monitor import Verdict
 from turnwise.orchestrator.admission import Admission
 from turnwise.orchestrator.balance import Balance
 from turnwise.orchestrator.batches import BatchBuilder
-from turnwise.orchestrator.buffer import TaskBuffer
+from turnwise.orchestrator.buffer import TaskBuffer, only_tasks
 from turnwise.orchestrator.canary import CanaryWatch
 from turnwise.orchestrator.chat import load_chat
 from turnwise.orchestrator.console import batch_line, pick_samples, render_rollout
@@ -62,7 +62,7 @@ class Orchestrator:
         self.recorder, self.group, self.threads = Recorder(config), asyncio.TaskGroup(), EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template)
         self.player = Player.of(config, chat, self.threads)
-        setups = load_setups(settings.env, "train")
+        setups = only_tasks(load_setups(settings.env, "train"), settings.buffer.tasks)
         noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
         self.policy = Policy(
             client,

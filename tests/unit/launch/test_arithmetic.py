@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.config import ConfigError, RLConfig
+from turnwise.envs import make
 from turnwise.launch.arithmetic import Arithmetic, count_tasks, training_arithmetic
 
 
@@ -51,6 +52,23 @@ def test_an_epoch_never_asks_for_more_rollouts_than_there_are(examples: int, gro
     arithmetic = Arithmetic(examples, groups * group, group, 1)
     assert arithmetic.steps_per_epoch * arithmetic.batch_size <= examples * group
     assert (arithmetic.steps_per_epoch + 1) * arithmetic.batch_size > examples * group
+
+
+def named(*tasks: str) -> RLConfig:
+    env = {"id": "wordle", "args": {"answers": ["crane", "frost", "slate", "pride"], "num_validation": 1}}
+    settings = {"env": [env], "buffer": {"tasks": list(tasks)}, "batch_size": 16, "rollouts_per_example": 8}
+    return RLConfig.model_validate({"max_steps": 4, "orchestrator": settings})
+
+
+def test_only_tasks_that_are_named_are_counted():
+    ids = [str(row["id"]) for row in make("wordle", named().orchestrator.env[0].args).tasks("train")]
+    arithmetic = training_arithmetic(named(ids[1]), lambda _: 3)
+    assert (arithmetic.examples, arithmetic.epochs) == (1, 8.0)
+
+
+def test_a_task_that_is_not_there_is_refused_before_anything_starts():
+    with pytest.raises(ConfigError, match=r"orchestrator\.buffer.tasks names 'nonsense'"):
+        training_arithmetic(named("nonsense"), lambda _: 3)
 
 
 def test_the_tasks_of_a_real_environment_are_counted():

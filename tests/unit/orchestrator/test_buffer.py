@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.rollouts import ECHO, echo_setup
 from turnwise.config import BufferConfig, EnvConfig
-from turnwise.orchestrator.buffer import TaskBuffer
-from turnwise.orchestrator.environments import load_setups
+from turnwise.orchestrator.buffer import TaskBuffer, only_tasks
+from turnwise.orchestrator.environments import EnvSetup, load_setups
 
 
 def _buffer(kind: str = "epochs", *, seed: int = 0, tasks: int = 5) -> TaskBuffer:
@@ -89,3 +90,36 @@ def test_difficulty_draws_survive_a_resume_though_statistics_have_moved_on():
     assert {group: resumed.draw(group).index for group in range(1, 6)} == {g: drawn[g] for g in range(1, 6)}
     assert resumed.stats == buffer.stats
     assert 0 not in resumed.state()["drawn"]
+
+
+def _two_envs() -> list[EnvSetup]:
+    return load_setups([EnvConfig(id=ECHO, args={"tasks": 3}), EnvConfig(id=ECHO, args={"tasks": 4})], "train")
+
+
+def test_named_tasks_alone_are_played_and_environments_without_any_take_no_part():
+    envs = only_tasks(_two_envs(), ["train-3"])  # the first environment ends at train-2
+    assert [(env.name, list(env.tasks)) for env in envs] == [("Echo-2", [{"id": "train-3"}])]
+    buffer = TaskBuffer(envs, BufferConfig(), 0)
+    assert {(drawn.env.name, drawn.task["id"]) for drawn in map(buffer.draw, range(9))} == {("Echo-2", "train-3")}
+
+
+def test_an_id_that_two_environments_have_may_name_one_of_them():
+    assert [env.name for env in only_tasks(_two_envs(), ["train-1"])] == ["Echo", "Echo-2"]
+    assert [env.name for env in only_tasks(_two_envs(), ["Echo-2/train-1"])] == ["Echo-2"]
+
+
+@given(st.sets(st.integers(0, 6), min_size=1))
+def test_as_many_tasks_are_left_as_are_named_in_the_order_of_the_environment(chosen: set[int]):
+    (env,) = only_tasks([echo_setup(args={"tasks": 7})], [f"train-{index}" for index in chosen])
+    assert [task["id"] for task in env.tasks] == [f"train-{index}" for index in sorted(chosen)]
+
+
+def test_all_tasks_are_played_when_none_is_named():
+    assert [len(env.tasks) for env in only_tasks(_two_envs(), [])] == [3, 4]
+
+
+def test_every_unknown_task_is_named_with_the_nearest_that_is_there():
+    with pytest.raises(ValueError, match=r"orchestrator\.buffer.tasks names 'trian-1'.* Did you mean 'train-1'") as caught:
+        only_tasks(_two_envs(), ["trian-1", "train-0", "xyz"])
+    assert "names 'xyz', and no training environment has such a task. One that is there is 'Echo-2/train-0'" in str(caught.value)
+    assert "'train-0', and" not in str(caught.value)
