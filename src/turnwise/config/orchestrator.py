@@ -123,8 +123,8 @@ class BufferConfig(Config):
 
     tasks: list[str] = Field(default_factory=list)
     """Train on these tasks alone, by their ids, or by `environment/id` where several environments have the same id: to overfit
-    one task, or to look at one that goes wrong. Environments without any of them take no part, and evaluation knows nothing of it.
-    All tasks when empty."""
+    one task, or to look at one that goes wrong. Environments without any of them take no part, and evaluation knows nothing of
+    it. All tasks when empty."""
 
 
 class OrchestratorConfig(Config):
