@@ -154,7 +154,9 @@ def only_tasks(envs: Sequence[EnvSetup], ids: Sequence[str]) -> list[EnvSetup]:
 
 
 def _unknown_task(name: str, known: Collection[str]) -> str:
-    suggestion = did_you_mean(name, known) or f" One that is there is {min(known)!r}."
+    last_parts = {one.rpartition("/")[2]: one for one in sorted(known, key=len, reverse=True)}
+    meant = f" Did you mean {last_parts[name]!r}?" if name in last_parts else did_you_mean(name, known)
+    suggestion = meant or f" One that is there is {min(known)!r}."
     return f"orchestrator.buffer.tasks names {name!r}, and no training environment has such a task.{suggestion}"
 
 

@@ -123,3 +123,10 @@ def test_every_unknown_task_is_named_with_the_nearest_that_is_there():
         only_tasks(_two_envs(), ["trian-1", "train-0", "xyz"])
     assert "names 'xyz', and no training environment has such a task. One that is there is 'Echo-2/train-0'" in str(caught.value)
     assert "'train-0', and" not in str(caught.value)
+
+
+def test_the_last_part_of_an_id_finds_the_whole():
+    (wordle,) = load_setups([EnvConfig(id="wordle", args={"answers": ["crane", "slate", "pride"], "num_validation": 1})], "train")
+    word = str(wordle.tasks[0]["answer"])
+    with pytest.raises(ValueError, match=f"Did you mean 'wordle/{word}'"):
+        only_tasks([wordle], [word])
