@@ -1,71 +1,197 @@
 """What checks look at: made when first asked for, once, by the code that a run uses."""
 
-from functools import cached_property
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from turnwise.config import RLConfig
+from turnwise.config import ConfigError, RLConfig
+from turnwise.diagnose.core import CheckFailed
 from turnwise.launch.models import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turnwise.diagnose.probe_report import ProbeReport
-    from turnwise.diagnose.session import Session
+    from turnwise.diagnose.session import OpenEngines, Session
+    from turnwise.launch.dry_run import Foreseen
+    from turnwise.launch.gpus import Machine
     from turnwise.orchestrator.chat import Chat
     from turnwise.orchestrator.environments import EnvSetup
     from turnwise.orchestrator.filters import JudgedGroup
+    from turnwise.orchestrator.tokenizer import ModelText
     from turnwise.transport import Batch
+
+Made = TypeVar("Made")
+
+
+class artefact(Generic[Made]):
+    """A property that is made when first asked for. A failure to make it is remembered too: the same CheckFailed each time.
+
+    An assignment replaces it, which is how tests plant one.
+    """
+
+    def __init__(self, make: "Callable[[Any], Made]") -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Made: ...
+    def __get__(self, instance: object | None, owner: type) -> "Self | Made":
+        if instance is None:
+            return self
+        failures: dict[str, CheckFailed] = instance.__dict__.setdefault("_failures", {})
+        if self._name in failures:
+            raise failures[self._name]
+        try:
+            made = self._make(instance)
+        except ConfigError as error:
+            failures[self._name] = CheckFailed(str(error))
+            raise failures[self._name] from error
+        except CheckFailed as failure:
+            failures[self._name] = failure
+            raise
+        instance.__dict__[self._name] = made  # found before this descriptor from now on
+        return made
 
 
 class Context:
-    """The user's configuration and everything derived from it.
+    """The user's configuration and everything derived from it. Close it, or use it as a context manager.
 
     Args:
         config: as the user wrote it, checked, not resolved.
         scratch: a folder for whatever is written; nothing of the user's run is touched.
         say: told what takes long.
+        rollouts: how many to play; chosen from the batch size when None.
     """
 
-    def __init__(self, config: RLConfig, scratch: Path, say: Progress) -> None:
+    def __init__(self, config: RLConfig, scratch: Path, say: Progress, *, rollouts: int | None = None) -> None:
         self.given = config
         self.scratch = scratch
         self.say = say
+        self.rollouts = rollouts
+        self.run_id = uuid.uuid4().hex
+        """Every process that is started for the checks carries it in its environment (`launch.plan.shared_environment`)."""
 
-    @cached_property
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @artefact
+    def machine(self) -> "Machine":
+        """This machine's GPUs."""
+        from turnwise.launch.gpus import look
+
+        return look()
+
+    @artefact
+    def foreseen(self) -> "Foreseen":
+        """What a dry run tells. Raises CheckFailed where it would refuse."""
+        from turnwise.launch.dry_run import foresee
+
+        return foresee(self.given, machine=self.machine)
+
+    @artefact
     def config(self) -> RLConfig:
-        """Resolved, with `output_dir` in the scratch folder. Raises CheckFailed."""
-        raise NotImplementedError
+        """Resolved, with `output_dir` in the scratch folder and written there as config.toml. Raises CheckFailed."""
+        from turnwise.launch.models import resolve_model
+        from turnwise.launch.quantized import quantized_model
+        from turnwise.launch.resolve import changed, with_defaults, write_resolved
 
-    @cached_property
+        given, foreseen = self.given, self.foreseen
+        model = resolve_model(given.model.name, self.say, weights=given.model.load_format != "dummy")
+        quantized = quantized_model(given, model, self.say)
+        # the port of the configuration may be that of the user's run, which may be going on
+        here = changed(given, {"output_dir": self.scratch, "trajectories_dir": None, "inference": {"port": None}})
+        filled = with_defaults(here, max_steps=foreseen.config.max_steps or 1, model=model, quantized=quantized)
+        if given.gpus.share:
+            filled = changed(filled, {"gpus": {"inference_memory": foreseen.config.gpus.inference_memory}})
+        write_resolved(filled, filled.output_dir / "config.toml")
+        return filled
+
+    @artefact
     def setups(self) -> "list[EnvSetup]":
-        """The training environments. Raises CheckFailed."""
-        raise NotImplementedError
+        """The training environments; made from the configuration as given, so that they can be judged without a model.
 
-    @cached_property
+        Raises CheckFailed.
+        """
+        from turnwise.orchestrator.environments import load_setups
+
+        try:
+            return load_setups(self.given.orchestrator.env, "train")
+        except Exception as error:  # a user's environment may raise anything
+            raise CheckFailed(
+                f"{type(error).__name__}: {error}", "correct the [[orchestrator.env]] table, or its class"
+            ) from error
+
+    @artefact
+    def text(self) -> "ModelText":
+        """The model's tokenizer and template, read beside `chat`, to judge it by. Raises CheckFailed."""
+        from turnwise.orchestrator.tokenizer import load_model_text
+
+        model = self.config.model
+        return self._of_model(partial(load_model_text, model.name, chat_template=model.chat_template))
+
+    @artefact
     def chat(self) -> "Chat":
         """The model's chat. Raises CheckFailed."""
-        raise NotImplementedError
+        from turnwise.orchestrator.chat import load_chat
 
-    @cached_property
+        model = self.config.model
+        return self._of_model(partial(load_chat, model.name, chat_template=model.chat_template))
+
+    @artefact
     def session(self) -> "Session":
         """Running engines, with a client and an event loop. Raises CheckFailed."""
-        raise NotImplementedError
+        from turnwise.diagnose.session import Session
 
-    @cached_property
+        self.say("starting the engine")
+        return Session(self.config, self.open_engines(), stop_ids=self.chat.stop_ids)
+
+    def open_engines(self) -> "OpenEngines":
+        """What `session` samples from; tests put an engine without processes here."""
+        from turnwise.diagnose.session import real_engines
+
+        return real_engines(self.config, self.machine, self.run_id)
+
+    @artefact
     def groups(self) -> "Sequence[JudgedGroup]":
         """Rollouts of the untrained policy, judged as in a run. Raises CheckFailed."""
-        raise NotImplementedError
+        from turnwise.diagnose.collect import group_count, play_groups
 
-    @cached_property
+        count = group_count(self.config, self.rollouts)
+        return play_groups(self.config, self.setups, self.chat, self.session, count, self.say)
+
+    @artefact
     def batch(self) -> "Batch":
         """What the trainer gets of those groups. Raises CheckFailed when none carries signal."""
-        raise NotImplementedError
+        from turnwise.diagnose.collect import build_batch
 
-    @cached_property
+        return build_batch(self.config, self.groups)
+
+    @artefact
     def probe(self) -> "ProbeReport":
         """What the trainer's processes measured on that batch. Raises CheckFailed."""
-        raise NotImplementedError
+        from turnwise.diagnose.probe_run import run_probe
+
+        return run_probe(self.config, self.batch, machine=self.machine, run_id=self.run_id, say=self.say)
 
     def close(self) -> None:
         """End what was started."""
+        if session := self.__dict__.pop("session", None):
+            session.close()
+
+    def _of_model(self, read: "Callable[[], Made]") -> Made:
+        name = self.given.model.name
+        try:
+            return read()
+        except (OSError, ValueError) as error:  # of the hub as well: it is offline, or has no such model
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            remedy = "fetch it where there is a network (`hf download`), set model.name to its folder, or correct the name"
+            raise CheckFailed(f"tokenizer or chat template of {name} cannot be used: {first}", remedy) from error

@@ -79,6 +79,7 @@ def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Resu
     """Run checks in their order, telling each result as it is there.
 
     A check that needs one that failed is not run: it is blocked by the failed one, however long the chain between them.
+    One that meets a failure that an earlier one has told already is blocked too: both stand on what could not be made.
 
     Raises:
         ValueError: a check needs one that does not come before it.
@@ -89,12 +90,12 @@ def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Resu
             raise ValueError(f"check {check.name!r} needs {unknown[0]!r}, which does not come before it")
         causes = [cause for name in check.needs if (cause := _cause(results[name])) is not None]
         if causes:
-            evidence = f"not looked at: {causes[0]} failed"
-            result = Result(check, Finding(Verdict.BLOCKED, evidence), blocked_by=causes[0])
+            result = _blocked(check, causes[0])
         else:
             began = time.perf_counter()
             finding = _answer(check, context)
-            result = Result(check, finding, time.perf_counter() - began)
+            met = next((name for name, earlier in results.items() if earlier.finding is finding), None)
+            result = Result(check, finding, time.perf_counter() - began) if met is None else _blocked(check, met)
         results[check.name] = result
         tell(result)
     return list(results.values())
@@ -103,6 +104,10 @@ def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Resu
 def first_failure(results: Sequence[Result]) -> Result | None:
     """The check that names the fault: the first that failed."""
     return next((result for result in results if result.finding.verdict is Verdict.FAIL), None)
+
+
+def _blocked(check: Check, by: str) -> Result:
+    return Result(check, Finding(Verdict.BLOCKED, f"not looked at: {by} failed"), blocked_by=by)
 
 
 def _cause(result: Result) -> str | None:

@@ -14,17 +14,11 @@ from rich.table import Table
 from turnwise.config import ConfigError, RLConfig
 from turnwise.inference.launcher import check_engine
 from turnwise.launch.allocation import allocate
-from turnwise.launch.child import Child
+from turnwise.launch.engines import Engines
 from turnwise.launch.gpus import look
 from turnwise.launch.models import Progress, resolve_model
-from turnwise.launch.plan import engines, shared_environment
 from turnwise.launch.quantized import quantized_model
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
-from turnwise.launch.survivors import end_all
-from turnwise.launch.warden import Warden
-
-GRACE_S = 10.0
-POLL_S = 0.25
 
 
 def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -> dict[str, Any]:
@@ -62,55 +56,22 @@ def print_evaluation(metrics: Mapping[str, float], console: Console | None = Non
 
 
 def _with_engines(config: RLConfig, adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
-    run_id = uuid.uuid4().hex
     check_engine(config)
     machine = look()
     if errors := allocate(config, machine, "only the engine runs", evaluation=True).errors:
         raise ConfigError("\n".join(errors))
-    warden = Warden(run_id, config.output_dir / "logs" / "warden.stdout", grace_s=GRACE_S)
-    try:
-        children = [Child(spec) for spec in engines(config, shared_environment(run_id), machine)]
-        try:
-            return asyncio.run(_evaluate(config, children, adapter, version, say))
-        finally:
-            end_all(run_id, GRACE_S)
-            for child in children:
-                child.reap()
-    finally:
-        warden.dismiss()
+    with Engines(config, machine, run_id=uuid.uuid4().hex) as engines:
+        return asyncio.run(_evaluate(config, engines, adapter, version, say))
 
 
-async def _evaluate(config: RLConfig, children: list[Child], adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
-    from turnwise.inference.client import InferenceClient
+async def _evaluate(config: RLConfig, engines: Engines, adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:
     from turnwise.orchestrator.evaluate import evaluate_checkpoint
 
     say("starting the engine")
-    await _serving(children, config.inference.startup_timeout_s)
+    await engines.serving()
     say("evaluating")
-    urls = [str(child.spec.health_url).removesuffix("/health") for child in children]
-    inference = config.inference
-    async with InferenceClient(
-        urls, model=config.model.name, request_timeout_s=inference.request_timeout_s, max_retries=inference.max_retries
-    ) as client:
+    async with engines.client() as client:
         return await evaluate_checkpoint(config, adapter, version, client)
-
-
-async def _serving(children: list[Child], timeout_s: float) -> None:
-    """Wait until every engine serves.
-
-    Raises:
-        ConfigError: one ended, or took too long; with the last lines of its log.
-    """
-    for _ in range(max(1, int(timeout_s / POLL_S))):
-        for child in children:
-            if child.exit_code() is not None:
-                cause = child.likely_cause()
-                told = [f"Likely cause: {cause}"] if cause else []
-                raise ConfigError("\n".join([f"{child.name} {child.ending()}. Its last lines:", *child.last_lines(20), *told]))
-        if all([await asyncio.to_thread(child.check_health) for child in children]):
-            return
-        await asyncio.sleep(POLL_S)
-    raise ConfigError(f"the engine did not serve within {timeout_s:.0f} s; raise inference.startup_timeout_s")
 
 
 def _model_of(config: RLConfig, checkpoint: Path | None, say: Progress) -> str:
