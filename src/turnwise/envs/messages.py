@@ -1,6 +1,6 @@
 """What a policy says in a turn with tools, as it crosses from tokens to environments: content and calls, as JSON text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -34,16 +34,47 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     """Why the call cannot be run as it stands, in words for the policy."""
 
+    def spec(self) -> dict[str, Any]:
+        """As chat templates and trajectories take it; a call that cannot be run keeps what was written and why."""
+        function = {"name": self.name or "", "arguments": self.arguments if self.arguments is not None else {}}
+        trouble = {"raw": self.raw, "error": self.error} if self.error is not None else {}
+        return {"id": self.id, "type": "function", "function": function, **trouble}
+
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A reply: what it says and what it calls."""
 
     content: str
+    """What it says beside its calls."""
+
     tool_calls: tuple[ToolCall, ...] = ()
+    raw: str = ""
+    """The whole reply as it was sampled, where `content` is not all of it. Not part of the action."""
 
     def to_action(self) -> str:
         """The action that `ToolEnv.step` takes."""
-        return _ENCODER.encode(self).decode()
+        return _ENCODER.encode(AssistantMessage(content=self.content, tool_calls=self.tool_calls)).decode()
+
+    def to_message(self) -> dict[str, Any]:
+        """As chats and trajectories take it: `role`, `content`, and where there are any, `tool_calls` and `raw`."""
+        calls = {"tool_calls": [call.spec() for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.content, **calls, **({"raw": self.raw} if self.raw else {})}
+
+    def numbered(self, taken: Collection[str]) -> "AssistantMessage":
+        """The reply with ids for its calls that are none of `taken`; an id that a call brings is kept where it is free.
+
+        New ids are `call00000` and so on: nine letters and digits, which is what Mistral's templates insist on.
+        """
+        if not self.tool_calls:
+            return self
+        used, number, calls = set(taken), len(taken), list[ToolCall]()
+        for call in self.tool_calls:
+            chosen = call.id
+            while not chosen or chosen in used:
+                chosen, number = f"call{number:05d}", number + 1
+            used.add(chosen)
+            calls.append(msgspec.structs.replace(call, id=chosen))
+        return msgspec.structs.replace(self, tool_calls=tuple(calls))
 
     @classmethod
     def from_action(cls, action: str) -> "AssistantMessage":

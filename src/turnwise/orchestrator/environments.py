@@ -9,6 +9,7 @@ import numpy as np
 
 from turnwise.config import EnvConfig, RewardConfig
 from turnwise.envs import TextEnv, make
+from turnwise.envs.messages import Tool, ToolCall
 from turnwise.envs.rewards import check_weights, compose
 from turnwise.orchestrator.overlong import COMPONENT as OVERLONG
 from turnwise.orchestrator.types import Message
@@ -29,6 +30,7 @@ class EnvSetup:
     max_turns: int
     outcome_components: frozenset[str]
     component_names: frozenset[str]
+    tools: tuple[Tool, ...] = ()
     spare: list[TextEnv] = field(default_factory=list[TextEnv])  # instances between two episodes
 
     def take(self) -> TextEnv:
@@ -61,7 +63,7 @@ class EnvSetup:
 class StepResult:
     """A checked answer of `TextEnv.step`."""
 
-    observation: str
+    messages: list[Message]  # what answers the reply: one of the user, or those of tools
     terminated: bool
     truncated: bool
     components: dict[str, float]
@@ -72,7 +74,7 @@ def load_setups(configs: Sequence[EnvConfig], split: str) -> list[EnvSetup]:
     """Make each environment once and read what is the same for all its episodes.
 
     Raises:
-        ValueError: an environment cannot be made, has no task in `split`, needs tools, has a component named `overlong`, or
+        ValueError: an environment cannot be made, has no task in `split`, has a component named `overlong`, or
             `reward.weights` names one that it does not have.
     """
     names = _names(configs)
@@ -84,8 +86,6 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
     tasks = env.tasks(split)
     if not len(tasks):
         raise ValueError(f"environment {config.id} has no task in its split {split!r}; give it some by orchestrator.env.args")
-    if env.tools:
-        raise ValueError(f"environment {config.id} offers tools, which rollouts do not render yet; use a text environment")
     if OVERLONG in env.component_names:
         raise ValueError(
             f"environment {config.id} has a reward component {OVERLONG!r}, the name under which orchestrator.overlong is "
@@ -100,7 +100,15 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
         max_turns=config.max_turns or env.max_turns,
         outcome_components=frozenset(env.outcome_components),
         component_names=frozenset(env.component_names),
+        tools=_tools(env, config.id),
     )
+
+
+def _tools(env: TextEnv, env_id: str) -> tuple[Tool, ...]:
+    names = [tool.name for tool in env.tools if isinstance(tool, Tool)]
+    if len(set(names)) != len(env.tools):
+        raise ValueError(f"environment {env_id}: its tools must be turnwise.envs.messages.Tool, each with a name of its own")
+    return tuple(env.tools)
 
 
 def _names(configs: Sequence[EnvConfig]) -> list[str]:
@@ -119,8 +127,15 @@ def checked_reset(answer: object) -> str:
     return clean_text(answer[0])
 
 
-def checked_step(answer: object, component_names: Collection[str]) -> StepResult:
-    """The five-tuple of a `step`, with every type and number checked. Raises EnvNonsense."""
+def checked_step(answer: object, component_names: Collection[str], calls: Sequence[ToolCall] | None = None) -> StepResult:
+    """The five-tuple of a `step`, with every type and number checked.
+
+    Args:
+        calls: what the reply called, where the environment offers tools: `info["messages"]` answers each, in order.
+
+    Raises:
+        EnvNonsense: something is not as the contract of environments has it.
+    """
     if not (isinstance(answer, tuple) and len(answer) == 5):
         raise EnvNonsense(f"step returned {_short(answer)}, not (text, reward, terminated, truncated, info)")
     observation, reward, terminated, truncated, info = answer
@@ -132,13 +147,52 @@ def checked_step(answer: object, component_names: Collection[str]) -> StepResult
         raise EnvNonsense(f"step returned terminated={_short(terminated)}, truncated={_short(truncated)}, not two booleans")
     if not isinstance(info, Mapping):
         raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
+    over = bool(terminated or truncated)
+    told: list[Message] = [{"role": "user", "content": clean_text(observation)}]
     return StepResult(
-        observation=clean_text(observation),
+        messages=told if calls is None or "messages" not in info else checked_messages(info["messages"], calls, over=over),
         terminated=bool(terminated),
         truncated=bool(truncated),
         components=checked_numbers(info.get("reward_components", {}), "reward_components", component_names),
         metrics=checked_numbers(info.get("metrics", {}), "metrics"),
     )
+
+
+def checked_messages(messages: object, calls: Sequence[ToolCall], *, over: bool = False) -> list[Message]:
+    """What answers a reply with tools on offer: one tool message a call, in order, and user messages after them.
+
+    Args:
+        over: the episode ended, so that calls may be left without an answer.
+
+    Raises:
+        EnvNonsense: anything else.
+    """
+    if not isinstance(messages, list | tuple):
+        raise EnvNonsense(f"info['messages'] is {_short(messages)}, not a list of messages")
+    told = [_checked_message(message) for message in messages]
+    answered = [message["tool_call_id"] for message in told if message["role"] == "tool"]
+    asked = [call.id for call in calls]
+    if answered != asked and not (over and answered == asked[: len(answered)]):
+        raise EnvNonsense(
+            f"info['messages'] answers the calls {answered}, but the reply made {asked}; one tool message a call, in order"
+        )
+    if any(message["role"] == "tool" for message in told[len(answered) :]) or not (told or over):
+        raise EnvNonsense(
+            "info['messages'] must hold the answers to calls first, then messages of the user, and at least one in all"
+        )
+    return told
+
+
+def _checked_message(message: object) -> Message:
+    if not isinstance(message, Mapping) or message.get("role") not in ("tool", "user"):
+        raise EnvNonsense(f"info['messages'] holds {_short(message)}, not a message with the role tool or user")
+    wanted = ("content", "tool_call_id", "name") if message["role"] == "tool" else ("content",)
+    for key in wanted:
+        if not isinstance(message.get(key), str):
+            raise EnvNonsense(
+                f"info['messages'] has {key} = {_short(message.get(key))} in a message of the {message['role']}, not text"
+            )
+    return {"role": message["role"], **{key: clean_text(message[key]) for key in wanted}}
 
 
 def clean_text(text: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from turnwise.config import RLConfig
 from turnwise.envs import TextEnv
+from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.orchestrator.chat import Chat
@@ -91,9 +92,11 @@ class Episode:
 
     def __init__(self, player: Player, spec: RolloutSpec) -> None:
         self.player, self.spec = player, spec
-        self.chat, self.setup = player.chat, spec.env
+        self.setup = spec.env
+        self.chat = player.chat.with_tools(spec.env.tools)
         self.turns: list[Turn] = []
         self.messages: list[Message] = []
+        self.call_ids: set[str] = set()
         self.metrics: dict[str, float] = {}
         self.totals = [0.0, 0.0]  # dense, sparse
         self.started, self.clock = time.time(), time.perf_counter()
@@ -114,21 +117,22 @@ class Episode:
             before = time.perf_counter()
             reply = await generate(prompt, min(self.player.max_tokens, room), seed)
             self.engine_s += time.perf_counter() - before
-            text = self.chat.text(reply.token_ids)
-            self.messages.append({"role": "assistant", "content": text})
+            said = self._read(prompt, reply)
+            self.messages.append(said.to_message())
             self._add_turn(prompt, reply)
-            answer = await self._call("step", lambda env=self._open, action=text: env.step(action))
-            result = self._check(partial(checked_step, answer, self.setup.component_names))
+            action = said.to_action() if self.setup.tools else said.content
+            answer = await self._call("step", lambda env=self._open, action=action: env.step(action))
+            calls = said.tool_calls if self.setup.tools else None
+            result = self._check(partial(checked_step, answer, self.setup.component_names, calls))
             self._pay(result.components)
             self.metrics = result.metrics
             if result.terminated or result.truncated:
-                self.messages.append({"role": "user", "content": result.observation})
+                self.messages += result.messages
                 return self.record(StopReason.TERMINATED if result.terminated else StopReason.TRUNCATED)
             if len(self.turns) >= self.setup.max_turns:
                 return await self._cut(StopReason.MAX_TURNS)
-            new: list[Message] = [{"role": "user", "content": result.observation}]
-            prompt = self.chat.next_prompt(prompt, reply.token_ids, self.messages, new)
-            self.messages += new
+            prompt = self.chat.next_prompt(prompt, reply.token_ids, self.messages, result.messages)
+            self.messages += result.messages
 
     def record(self, reason: StopReason, *, error: str | None = None) -> Rollout:
         """What has been played so far."""
@@ -172,6 +176,14 @@ class Episode:
             raise EnvFailure(f"the first prompt alone fills seq_len = {self.player.seq_len}; raise seq_len or shorten the task")
         self._pay(components)
         return self.record(reason)
+
+    def _read(self, prompt: Sequence[int], reply: Completion) -> AssistantMessage:
+        """What the reply says and calls, its calls under ids that no other call of the episode has."""
+        if not self.setup.tools:
+            return AssistantMessage(content=self.chat.text(reply.token_ids))
+        said = self.chat.reply(reply.token_ids, prompt).numbered(self.call_ids)
+        self.call_ids.update(call.id for call in said.tool_calls)
+        return said
 
     def _add_turn(self, prompt: Sequence[int], reply: Completion) -> None:
         self.turns.append(Turn(prompt, reply.token_ids, reply.logprobs, reply.spans, reply.finish_reason, {}, 0.0))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-TOKENIZER_FILES = ["tokenizer*", "chat_template*", "special_tokens_map.json", "generation_config.json", "config.json"]
+from turnwise.orchestrator.types import Message
+
+TOKENIZER_FILES = [
+    "tokenizer*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+]
 SEGMENT_CACHE = 16_384  # a group shares its prompt, and templates repeat the same few segments
 
 
@@ -27,6 +36,7 @@ class ModelText:
     template: str
     special_tokens: dict[str, str]  # bos_token, eos_token, ... as templates name them
     eos_ids: tuple[int, ...]
+    tool_template: str | None = None  # where a model has another template for conversations with tools
 
 
 def load_model_text(name: str, *, chat_template: Path | None = None) -> ModelText:
@@ -45,7 +55,8 @@ def load_model_text(name: str, *, chat_template: Path | None = None) -> ModelTex
     settings = _read_json(folder / "tokenizer_config.json")
     special = {key: _content(settings[key]) for key in settings if key.endswith("_token") and settings[key]}
     template = _template(folder, settings, chat_template, name)
-    return ModelText(folder, tokenizer, template, special, _eos_ids(folder, tokenizer, special))
+    tool_template = None if chat_template is not None else _tool_template(folder, settings)
+    return ModelText(folder, tokenizer, template, special, _eos_ids(folder, tokenizer, special), tool_template)
 
 
 def _fetch(name: str) -> Path:
@@ -74,6 +85,14 @@ def _template(folder: Path, settings: dict[str, Any], override: Path | None, nam
     if not isinstance(found, str):
         raise ChatError(f"model.name = {name} has no chat template; take an instruct model or set model.chat_template")
     return found
+
+
+def _tool_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    file = folder / "additional_chat_templates" / "tool_use.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    return next((entry["template"] for entry in found if entry["name"] == "tool_use"), None) if isinstance(found, list) else None
 
 
 def _eos_ids(folder: Path, tokenizer: Tokenizer, special: dict[str, str]) -> tuple[int, ...]:
@@ -110,23 +129,26 @@ class SafeEncoder:
         plain = Tokenizer.from_str(json.dumps(content))
         self._encode_plain = lru_cache(SEGMENT_CACHE)(lambda text: tuple(plain.encode(text, add_special_tokens=False).ids))
 
-    def mark_for(self, messages: Sequence[dict[str, str]]) -> str:
+    def mark_for(self, messages: Sequence[Message]) -> str:
         """A mark that occurs in none of the messages."""
         if not self.exact:
             return self.VISIBLE_MARK
-        mark = next((m for m in self.MARKS if not any(m in message["content"] for message in messages)), None)
+        texts = [text for message in messages for text in _texts(message)]
+        mark = next((m for m in self.MARKS if not any(m in text for text in texts)), None)
         if mark is None:
             raise ChatError("a conversation uses all 32 noncharacters U+FDD0 to U+FDEF; the environment must not send them")
         return mark
 
-    def guard(self, message: dict[str, str], mark: str) -> dict[str, str]:
+    def guard(self, message: Message, mark: str) -> Message:
         """The message with added tokens in it broken up; the policy's own replies keep tokens that are not special."""
         pattern = self._special if message["role"] == "assistant" else self._all
-        content = message["content"]
-        if pattern is None or pattern.search(content) is None:
+        if pattern is None or not any(pattern.search(text) for text in _texts(message)):
             return message
-        broken = pattern.sub(lambda found: "".join(character + mark for character in found.group()), content)
-        return {**message, "content": broken}
+        return {"role": message["role"], **{k: _broken(v, pattern, mark) for k, v in message.items() if k != "role"}}
+
+    def guard_value(self, value: Any, mark: str) -> Any:
+        """A JSON value with added tokens in its texts broken up."""
+        return value if self._all is None else _broken(value, self._all, mark)
 
     def encode(self, text: str, mark: str) -> list[int]:
         """Ids of rendered text."""
@@ -142,6 +164,27 @@ class SafeEncoder:
         if position < len(text):
             ids += self._encode_plain(text[position:].replace(mark, ""))
         return ids
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a message or another JSON value, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _broken(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda found: "".join(character + mark for character in found.group()), value)
+    if isinstance(value, dict):
+        return {_broken(key, pattern, mark): _broken(inner, pattern, mark) for key, inner in value.items()}
+    return [_broken(inner, pattern, mark) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _alternatives(tokens: list[str]) -> re.Pattern[str] | None:

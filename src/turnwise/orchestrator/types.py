@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+Message = dict[str, Any]  # {"role", "content"}; assistant: `AssistantMessage.to_message`; tool: `tool_message`
 
 
 class StopReason(StrEnum):

@@ -1,0 +1,185 @@
+"""How calls are written in replies: JSON between marks, as almost every model has it, found by looking at a rendered probe."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from turnwise.envs.messages import AssistantMessage, ToolCall
+
+ONE_CALL = "one call a turn: this model's format carries only one; call it again in your next reply"
+PYTHON_TAG = "<|python_tag|>"  # Llama 3 may begin a call with it
+SEPARATORS = " \t\r\n,;"  # between bare calls
+
+_SCANNER = json.JSONDecoder(strict=False)  # finds where a value ends; msgspec judges it
+
+
+class CallFormat(Protocol):
+    """Reads the calls of a reply."""
+
+    def read(self, text: str) -> AssistantMessage:
+        """The reply's content and its calls, without ids. Never raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class JsonCalls:
+    """Calls as JSON between two marks, `<tool_call>{"name": …, "arguments": {…}}</tool_call>` (hermes) for instance.
+
+    Args:
+        opening: what stands before a call; empty for bare JSON that is the whole reply, as Llama 3 writes it.
+        closing: what stands after a call; empty where only the end of the reply does.
+        arguments_key: under which the arguments are; `arguments` and `parameters` are understood beside it.
+    """
+
+    opening: str = "<tool_call>"
+    closing: str = "</tool_call>"
+    arguments_key: str = "arguments"
+
+    def read(self, text: str) -> AssistantMessage:
+        begin = _end_of_thoughts(text)
+        said, calls = self._marked(text[begin:]) if self.opening else self._bare(text[begin:])
+        if not calls:
+            return AssistantMessage(content=text)
+        return AssistantMessage(content=(text[:begin] + said).strip(), tool_calls=tuple(calls), raw=text)
+
+    def _marked(self, text: str) -> tuple[str, list[ToolCall]]:
+        said, calls, position = list[str](), list[ToolCall](), 0
+        while (start := text.find(self.opening, position)) >= 0:
+            said.append(text[position:start])
+            found, position = self._block(text, start + len(self.opening))
+            calls += found
+        return "".join([*said, text[position:]]), calls
+
+    def _block(self, text: str, start: int) -> tuple[list[ToolCall], int]:
+        """The calls after one opening mark, and where the text goes on."""
+        end = _json_end(text, start)
+        if end is not None:
+            after = end + len(text[end:]) - len(text[end:].lstrip())
+            if not self.closing:
+                return self._values(text[start:end].strip()), end
+            if text.startswith(self.closing, after):
+                return self._values(text[start:end].strip()), after + len(self.closing)
+        following = text.find(self.opening, start)
+        limit = len(text) if following < 0 else following
+        closed = text.find(self.closing, start, limit) if self.closing else limit
+        raw = text[start : limit if closed < 0 else closed].strip()
+        if closed < 0:
+            return [ToolCall(id="", raw=raw, error=f"the call is not finished: {self.closing} is missing after it")], limit
+        return [ToolCall(id="", raw=raw, error=_json_trouble(raw))], closed + len(self.closing)
+
+    def _bare(self, text: str) -> tuple[str, list[ToolCall]]:
+        said, tag, body = text.partition(PYTHON_TAG)
+        if not tag:
+            said, body = "", text
+        body = body.strip()
+        if not body.startswith("{") and not tag:
+            return text, []
+        calls: list[ToolCall] = []
+        while body:
+            end = _json_end(body, 0)
+            if end is None or not body.startswith("{"):
+                if calls and not body.startswith("{"):
+                    return f"{said}{body}", calls
+                return said, [*calls, ToolCall(id="", raw=body, error=_json_trouble(body))]
+            calls += self._values(body[:end])
+            if not tag and len(calls) == 1 and calls[0].name is None and '"name"' not in body[:end]:
+                return text, []  # JSON, but no call
+            body = body[end:].lstrip(SEPARATORS)
+        return said, calls
+
+    def _values(self, raw: str) -> list[ToolCall]:
+        """The calls that a JSON value spells: one for an object, one an element for a list."""
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError) as error:
+            return [ToolCall(id="", raw=raw, error=f"not valid JSON ({error})")]
+        values: list[Any] = value if isinstance(value, list) and value else [value]
+        return [self._call(value, raw if len(values) == 1 else msgspec.json.encode(value).decode()) for value in values]
+
+    def _call(self, value: Any, raw: str) -> ToolCall:
+        if not isinstance(value, dict):
+            return ToolCall(id="", raw=raw, error=f'a call is a JSON object with "name" and "{self.arguments_key}"')
+        keys = (self.arguments_key, "arguments", "parameters")
+        arguments = next((value[key] for key in keys if key in value), {})
+        return checked_call(value.get("name"), arguments, raw)
+
+
+def checked_call(name: Any, arguments: Any, raw: str, *, own_id: str = "") -> ToolCall:
+    """A call from what was read, with what is wrong about its shape; whether there is such a tool is the environment's to say."""
+    if not (isinstance(name, str) and name):
+        return ToolCall(id=own_id, raw=raw, error='the call has no "name"')
+    if not isinstance(arguments, dict):
+        return ToolCall(id=own_id, name=name, raw=raw, error="the arguments must be a JSON object")
+    return ToolCall(id=own_id, name=name, arguments=arguments, raw=raw)
+
+
+STATUS_WORDS = {  # of `renderers.base.ToolCallParseStatus`, for calls of which no name with arguments could be read
+    "invalid_json": "not valid JSON",
+    "unclosed_block": "the call is not finished: its closing mark is missing",
+    "missing_name": 'the call has no "name"',
+    "malformed_structure": "the call does not have the structure that this model's format asks for",
+}
+
+
+def parsed_call(parsed: Any) -> ToolCall:
+    """A `renderers.base.ParsedToolCall` as a call of ours."""
+    call = checked_call(parsed.name, parsed.arguments, parsed.raw, own_id=parsed.id or "")
+    words = STATUS_WORDS.get(str(parsed.status))
+    readable = call.error is None and str(parsed.status) == "invalid_json"  # values that are plain text: fit to be judged
+    return call if words is None or readable else msgspec.structs.replace(call, arguments=None, error=words)
+
+
+def first_only(message: AssistantMessage) -> AssistantMessage:
+    """The reply in a format of one call a turn: every further call carries the reason why it is not run."""
+    calls = [
+        call if i == 0 or call.error else msgspec.structs.replace(call, error=ONE_CALL)
+        for i, call in enumerate(message.tool_calls)
+    ]
+    return msgspec.structs.replace(message, tool_calls=tuple(calls))
+
+
+def format_of(rendered: str, name: str, arguments: dict[str, Any]) -> JsonCalls | None:
+    """The format of a rendered reply that makes one call; None when the call is not written as JSON."""
+    for start, end, value in _json_objects(rendered):
+        key = next((key for key, inner in value.items() if inner == arguments), None)
+        if value.get("name") == name and key is not None:
+            opening, closing = rendered[:start].strip().removesuffix("["), rendered[end:].strip().removeprefix("]")
+            return JsonCalls(opening.strip(), closing.strip(), key)
+    return None
+
+
+def _json_objects(text: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    for start, character in enumerate(text):
+        end = _json_end(text, start) if character == "{" else None
+        if end is not None:
+            value = json.loads(text[start:end], strict=False)
+            if isinstance(value, dict):
+                yield start, end, value
+
+
+def _json_end(text: str, start: int) -> int | None:
+    """Where the JSON value ends that begins at `start`, after white space; None when none begins there."""
+    begin = start + len(text[start:]) - len(text[start:].lstrip())
+    try:
+        return _SCANNER.raw_decode(text, begin)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json_trouble(raw: str) -> str:
+    try:
+        msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError) as error:
+        return f"not valid JSON ({error})"
+    return "there is more than one JSON value in one call"
+
+
+def _end_of_thoughts(text: str) -> int:
+    """Where what a reply says begins, after its `<think>` block; calls drafted in thoughts are not made."""
+    if not text.lstrip().startswith("<think>"):
+        return 0
+    closed = text.find("</think>")
+    return len(text) if closed < 0 else closed + len("</think>")
