@@ -64,7 +64,7 @@ def compose(config: RLConfig, *, run_id: str, resume_step: int | None = None, ma
     resume = () if resume_step is None else ("--resume-step", str(resume_step))
     shared = shared_environment(run_id)
     serving = engines(config, shared, machine)
-    trainer = _trainer(config, shared, resume, machine, serving)
+    trainer = trainer_spec(config, shared, machine, serving, arguments=resume)
     return Plan((*serving, trainer, _orchestrator(config, shared, resume, machine)), run_dir)
 
 
@@ -88,10 +88,27 @@ def engines(config: RLConfig, shared: Mapping[str, str], machine: Machine | None
     return specs
 
 
-def _trainer(
-    config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...], machine: Machine, serving: Sequence[ProcessSpec]
+def trainer_spec(
+    config: RLConfig,
+    shared: Mapping[str, str],
+    machine: Machine,
+    serving: Sequence[ProcessSpec],
+    *,
+    name: str = "trainer",
+    program: Sequence[str] = ("-m", "turnwise.trainer"),
+    arguments: Sequence[str] = (),
 ) -> ProcessSpec:
-    """torchrun over all trainer GPUs, or over `trainer.processes` on a CPU, on loopback."""
+    """torchrun over all trainer GPUs, or over `trainer.processes` on a CPU, on loopback.
+
+    Args:
+        config: resolved.
+        shared: `shared_environment`.
+        machine: this one.
+        serving: the engines, for which a trainer on their GPUs waits.
+        name: of the process and its log; "trainer" or "trainer_…".
+        program: what torchrun starts in every process: a module behind `-m`, or a script.
+        arguments: for it, behind `--config`.
+    """
     run_dir = RunDir(config.output_dir)
     processes = config.trainer.processes or 1
     torchrun = (
@@ -111,8 +128,8 @@ def _trainer(
         env[WAIT_FOR] = " ".join(str(engine.health_url) for engine in serving)
     if sys.platform == "linux" and GLOO_INTERFACE not in os.environ:
         env[GLOO_INTERFACE] = "lo"  # gloo otherwise looks up the host's name, which not every machine can
-    argv = (*torchrun, "-m", "turnwise.trainer", "--config", str(run_dir.config), *resume)
-    return ProcessSpec("trainer", argv, env, Path.cwd(), _log(run_dir, "trainer"), gpus)
+    argv = (*torchrun, *program, "--config", str(run_dir.config), *arguments)
+    return ProcessSpec(name, argv, env, Path.cwd(), _log(run_dir, name), gpus)
 
 
 def _orchestrator(config: RLConfig, shared: Mapping[str, str], resume: tuple[str, ...], machine: Machine) -> ProcessSpec:

@@ -54,7 +54,7 @@ class AdamW:
         self.config = config
         self.lr = config.lr
         self.parameters = list(parameters)
-        self.device = fsdp.local(self.parameters[0]).device
+        self.device = fsdp.local(self.parameters[0]).device if self.parameters else torch.device("cpu")
         arenas = list(_arenas(self.parameters))
         self.buckets = [bucket for index, arena in enumerate(arenas) for bucket in _buckets(index, arena)]
         self.staging = _Staging(arenas, self.buckets, self.device) if config.offload else None

@@ -87,7 +87,7 @@ def measure(learner: Learner, sequences: Sequence[Sequence[int]]) -> Logprobs:
     (micro_batches,) = pack(
         [stand_in(ids, "canary") for ids in sequences], max_tokens=sum(map(len, sequences)), share_prompts=False
     )
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _evaluating(learner):
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), evaluating(learner):
         for batch in micro_batches:
             batch = batch.to(learner.device)
             logprobs = learner.policy.stats(batch, temperature=1.0).logprobs
@@ -111,7 +111,7 @@ def _first(sample: Sample) -> int:
 
 
 @contextmanager
-def _evaluating(learner: Learner) -> Generator[None]:
+def evaluating(learner: Learner) -> Generator[None]:
     """Without dropout, as engines are, and with parameters sharded again at the end."""
     learner.policy.eval()
     try:

@@ -1,6 +1,5 @@
 """The trainer's life: publish, wait for a batch, step, publish, and now and then a checkpoint."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from turnwise.trainer.canary import Canaries
 from turnwise.trainer.checkpoint import load_checkpoint, save_checkpoint
 from turnwise.trainer.checkpoint_index import prune_checkpoints
 from turnwise.trainer.handover import Handover
+from turnwise.trainer.model import ModelError
+from turnwise.trainer.process import trainer_process
 from turnwise.trainer.publish import publish
 from turnwise.trainer.rehearsal import explained, rehearse, wanted
-from turnwise.trainer.sharing import limit_memory, wait_for_engines
 from turnwise.trainer.step import Learner, Metrics, signal_share
 from turnwise.transport import Batch, BatchLog, Canary, Control, Progress, RunDir, WeightsStore, wait_for
 
@@ -43,18 +43,9 @@ def run_trainer(config: RLConfig, *, resume_step: int | None = None) -> None:
         TimeoutError: an engine that shares a GPU with the trainer does not answer.
         PublishError: weights cannot be published.
     """
-    torch.set_num_threads(config.trainer.threads or _fair_threads())
-    torch.manual_seed(config.seed)
     control = Control(RunDir(config.output_dir).root)
-    wait_for_engines(timeout_s=config.inference.startup_timeout_s, stop=lambda: control.stop_request() is not None)
-    cuda, replicas = bool(config.gpus.trainer), config.trainer.model.replicas
-    with fsdp.process_group(cuda=cuda, timeout_s=config.trainer.timeout_s, replicas=replicas) as device:
-        limit_memory(config, config.gpus.trainer)
+    with trainer_process(config, stop=lambda: control.stop_request() is not None) as device:
         Trainer(config, device).run(resume_step)
-
-
-def _fair_threads() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Trainer:
@@ -68,6 +59,8 @@ class Trainer:
         self.control = Control(self.run_dir.root)
         with explained(config, device, "while the model was loaded"):
             self.learner = Learner(config, device)
+        if not self.learner.trained:
+            raise ModelError("no parameter of the model trains, so no step could change it: adapters and weights are all frozen")
         broadcast = config.weight_transfer == "broadcast"
         self.handover = Handover(self.learner, self.store, self.control) if broadcast else None
         self.stopping = False  # the run was asked to end

@@ -52,7 +52,7 @@ class Learner:
         AdamW would move them by its momentum alone.
         """
         self.meter.begin()
-        metrics: Metrics = {"actor/lr": self._set_learning_rate(batch.step)}
+        metrics: Metrics = {"actor/lr": self.set_learning_rate(batch.step)}
         if not any(any(sample.loss_mask) for sample in batch.samples):
             return metrics | {"actor/loss": 0.0, "actor/grad_norm": 0.0, "actor/update_norm": 0.0, "actor/updates_skipped": 1.0}
         passes = self.passes(batch)
@@ -63,7 +63,9 @@ class Learner:
                 metrics |= passes.backward(first=index == 0)
             self.meter.count(passes.micro_batches)
             with self.meter.phase("optimizer"):
-                metrics["actor/grad_norm"], done = self._update()
+                metrics["actor/grad_norm"] = norm = self.reduce_gradients()
+                done = self.apply_gradients(norm)
+                self.optimizer.zero_grad()
                 moved = norm_over_ranks(done, fsdp.copies(self.trained[0])) if done is not None else 0.0
             skipped += done is None
         metrics["actor/update_norm"] = moved if start is None else distance(start, self.trained)
@@ -80,25 +82,27 @@ class Learner:
         """What several updates are measured against; a single one measures itself."""
         return snapshot(self.trained) if self.config.trainer.updates_per_batch > 1 else None
 
-    def _set_learning_rate(self, step: int) -> float:
+    def set_learning_rate(self, step: int) -> float:
+        """Make the learning rate that of a step, counted from 1, and return it."""
         self.optimizer.lr = learning_rate(self.config.trainer.optim, step, self.config.max_steps)
         return self.optimizer.lr
 
-    def _update(self) -> tuple[float, Tensor | None]:
-        """Clip and apply the gradients.
-
-        Returns:
-            Their norm before clipping, and the squared norm of this rank's part of the change; None when they were not applied.
-        """
+    def reduce_gradients(self) -> float:
+        """After the backward passes: sum the gradients over ranks where FSDP2 has not; returns their norm. A collective."""
         if fsdp.world_size() > 1 and not isinstance(self.policy, FSDPModule):
             fsdp.reduce_gradients(self.trained)
-        norm = gradient_norm(self.trained)
-        moved: Tensor | None = None
-        if math.isfinite(norm) and norm > 0:
-            clip_gradients(self.trained, norm, self.config.trainer.optim.max_grad_norm)
-            moved = self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm, moved
+        return gradient_norm(self.trained)
+
+    def apply_gradients(self, norm: float) -> Tensor | None:
+        """Clip and apply the gradients, whose global norm this is; they stay until `optimizer.zero_grad`.
+
+        Returns:
+            The squared norm of this rank's part of the change; None when a norm of 0, or one that is not finite, forbids it.
+        """
+        if not math.isfinite(norm) or norm == 0:
+            return None
+        clip_gradients(self.trained, norm, self.config.trainer.optim.max_grad_norm)
+        return self.optimizer.step()
 
     def save_tokenizer(self, folder: Path) -> None:
         """Put the tokenizer beside published weights, so that the folder is a complete model."""
@@ -140,7 +144,9 @@ class Passes:
         for index, batch in enumerate(self.micro_batches):
             # adapters are small: their gradients are kept whole and reduced once
             fsdp.accumulate(self.learner.policy, last=index == len(self.micro_batches) - 1, whole=self.learner.lora is not None)
-            shares, difference = self._backward_one(index, batch, first=first)
+            loss, shares, difference = self.loss(index, batch, first=first)
+            loss.backward()
+            del loss  # with its graph, before the next forward pass
             if first:
                 shares |= _mismatch(difference, self.totals)
                 largest = torch.maximum(largest, _largest_mismatch(difference, batch))
@@ -153,8 +159,8 @@ class Passes:
             metrics |= dict(zip(LARGEST, fsdp.max_over_ranks(largest.cpu()).tolist(), strict=True))
         return metrics
 
-    def _backward_one(self, index: int, batch: MicroBatch, *, first: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """Backward pass of one micro-batch; its shares of the metrics, and its logprobs less those of the engine."""
+    def loss(self, index: int, batch: MicroBatch, *, first: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss of one micro-batch, its shares of the metrics, and its logprobs less those of the engine."""
         coefficient = self.loss_config.entropy_coef
         stats = self.learner.policy.stats(batch, temperature=self.temperature, entropy_grad=coefficient > 0)
         if first and self.keeps_proximal:
@@ -173,9 +179,8 @@ class Passes:
         )
         entropy = stats.entropy.sum() / self.totals.tokens
         loss = output.loss - coefficient * entropy if coefficient > 0 else output.loss
-        loss.backward()
         shares = output.metrics | {"actor/loss": loss.detach(), "actor/entropy": entropy.detach()}
-        return shares, stats.logprobs.detach() - batch.behaviour_logprobs
+        return loss, shares, stats.logprobs.detach() - batch.behaviour_logprobs
 
 
 def _ratios_are_proximal(config: RLConfig) -> bool:

@@ -14,6 +14,7 @@ from turnwise.trainer import loop
 from turnwise.trainer.__main__ import main
 from turnwise.trainer.checkpoint_index import checkpoint_steps
 from turnwise.trainer.loop import run_trainer
+from turnwise.trainer.model import ModelError, Policy
 from turnwise.transport import BatchLog, Control, Progress, RunDir, WeightsReady, WeightsStore
 
 
@@ -47,6 +48,12 @@ def test_a_run_publishes_every_version_and_ends_with_a_checkpoint(
     assert progress == make_batch(3).progress
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/3", "2/3", "3/3"]
+
+
+def test_a_model_of_which_nothing_trains_is_refused(config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "trainable", lambda self: {})
+    with pytest.raises(ModelError, match="no parameter of the model trains"):
+        run_trainer(config_of())
 
 
 def test_a_request_to_stop_ends_a_waiting_trainer_with_a_checkpoint(
