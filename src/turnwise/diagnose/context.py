@@ -182,10 +182,20 @@ class Context:
 
         return run_probe(self.config, self.batch, machine=self.machine, run_id=self.run_id, say=self.say)
 
-    def close(self) -> None:
-        """End what was started."""
+    def end_session(self) -> None:
+        """End the engines, for a check that needs their place; who asks for `session` afterwards starts others."""
         if session := self.__dict__.pop("session", None):
             session.close()
+
+    def close(self) -> None:
+        """End what was started, whoever started it."""
+        from turnwise.launch.engines import GRACE_S
+        from turnwise.launch.survivors import end_all
+
+        try:
+            self.end_session()
+        finally:
+            end_all(self.run_id, GRACE_S)
 
     def _of_model(self, read: "Callable[[], Made]") -> Made:
         name = self.given.model.name
