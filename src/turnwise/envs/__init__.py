@@ -2,5 +2,20 @@
 
 from turnwise.envs.base import FreeText, Step, Task, TextEnv
 from turnwise.envs.registry import load, make, register, registered
+from turnwise.envs.tool_env import ToolEnv
+from turnwise.envs.tools import Done, ToolError, tool
 
-__all__ = ["FreeText", "Step", "Task", "TextEnv", "load", "make", "register", "registered"]
+__all__ = [
+    "Done",
+    "FreeText",
+    "Step",
+    "Task",
+    "TextEnv",
+    "ToolEnv",
+    "ToolError",
+    "load",
+    "make",
+    "register",
+    "registered",
+    "tool",
+]

@@ -1,6 +1,7 @@
 """Task rows: from a list, a JSONL file, the folder that `TURNWISE_DATA` names, or a data set on the hub.
 
-A split is written as the hub writes it: `train`, `train[:256]`, `test[10:20]`, `train[-50:]`, `train[:10%]`.
+A split is written as the hub writes it: `train`, `train[:256]`, `test[10:20]`, `train[-50:]`, `train[:10%]`; a table as
+`id,configuration,split`, `id,split` or `file.jsonl[:50]`.
 """
 
 import json
@@ -44,6 +45,57 @@ class SplitSpec:
     def indices(self, size: int) -> range:
         """The rows wanted of `size`."""
         return range(size)[slice(_position(self.start, size), _position(self.stop, size))]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Where rows come from: a split of a data set on the hub, or a JSONL file, and the part of it that is wanted."""
+
+    dataset: str  # hub id, or path of a file
+    configuration: str | None
+    split: SplitSpec
+
+    @classmethod
+    def parse(cls, text: str) -> "TableSpec":
+        """Read `bdsaglam/musique,answerable,train[:256]`, `openai/gsm8k,train` or `data/rows.jsonl[:50]`.
+
+        Raises:
+            ValueError: when it is of none of these forms.
+        """
+        path, is_file, part = text.strip().rpartition(".jsonl")
+        if is_file:
+            return cls(f"{path}.jsonl", None, SplitSpec.parse(f"rows{part}"))
+        fields = [field.strip() for field in text.split(",")]
+        if len(fields) not in (2, 3) or not all(fields):
+            raise ValueError(f"data {text!r} is not of the form 'id,configuration,split', 'id,split' or 'file.jsonl[:50]'")
+        return cls(fields[0], fields[1] if len(fields) == 3 else None, SplitSpec.parse(fields[-1]))
+
+    @classmethod
+    def parse_all(cls, texts: str | Sequence[str]) -> "tuple[TableSpec, ...]":
+        """Read several, from a list or joined by " + ".
+
+        Raises:
+            ValueError: when one is malformed.
+        """
+        parts = re.split(r"\s\+\s", texts) if isinstance(texts, str) else texts
+        return tuple(cls.parse(part) for part in parts)
+
+    @property
+    def is_file(self) -> bool:
+        return self.dataset.endswith(".jsonl")
+
+    def file(self) -> Path:
+        """The file: as its path says or, where a relative path leads nowhere, in the folder that `TURNWISE_DATA` names."""
+        path = Path(self.dataset).expanduser()
+        folder = None if path.is_absolute() or path.exists() else data_folder()
+        return folder / path if folder is not None and (folder / path).exists() else path
+
+    def __str__(self) -> str:
+        split = self.split
+        part = "" if split.start is split.stop is None else f"[{split.start or ''}:{split.stop or ''}]"
+        if self.is_file:
+            return f"{self.dataset}{part}"
+        return ",".join(filter(None, (self.dataset, self.configuration, f"{split.name}{part}")))
 
 
 def data_folder() -> Path | None:

@@ -1,0 +1,98 @@
+"""What the policy reads: instructions, worked examples, answers of the tools."""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from turnwise.envs.musique.retrieval import Corpus
+
+CALL_FORMAT = "<tool_call>\n{call}\n</tool_call>"  # of Qwen and other models with Hermes's templates
+
+INSTRUCTIONS = """\
+Answer the question with the help of the tools. No single paragraph holds the answer: search for one fact, then use it to \
+search for the next. Finish by calling answer with a short answer - a name, a date, a few words - and the numbers of the \
+paragraphs that support it. You have {max_turns} replies."""
+
+UNANSWERABLE = "If the paragraphs do not hold the answer, answer {answer!r}."
+
+Step = tuple[str, dict[str, Any], str]  # tool, arguments, what it answers
+
+EXAMPLES: tuple[tuple[str, tuple[Step, ...]], ...] = (
+    (
+        "In which country was the architect of Tolvar Bridge born?",
+        (
+            ("search", {"query": "Tolvar Bridge architect"}, "[4] Tolvar Bridge: Tolvar Bridge is a bridge by Ilse Marn..."),
+            ("search", {"query": "Ilse Marn born"}, "[9] Ilse Marn: Ilse Marn (1870-1942) was an architect from Norway..."),
+            ("answer", {"text": "Norway", "paragraphs": [4, 9]}, "Correct."),
+        ),
+    ),
+    (
+        "Who owns the newspaper that Petra Quill writes for?",
+        (
+            ("search", {"query": "Petra Quill newspaper"}, "[2] Petra Quill: Petra Quill is a columnist of the Harbour Post..."),
+            ("search", {"query": "Harbour Post owner"}, "[13] Harbour Post: The Harbour Post is a daily newspaper, founded..."),
+            ("read", {"paragraph": 13}, "[13] Harbour Post: The Harbour Post is a daily newspaper, founded in 1902. It belongs "
+             "to the Lind family."),
+            ("answer", {"text": "the Lind family", "paragraphs": [2, 13]}, "Correct."),
+        ),
+    ),
+    (
+        "When did the band that recorded Glass Orchard break up?",
+        (
+            ("search", {"query": "Glass Orchard album band"}, "[0] Glass Orchard: Glass Orchard is an album by Nine Lanterns..."),
+            ("search", {"query": "Nine Lanterns break up"}, "[17] Nine Lanterns: Nine Lanterns played until 1998, when they..."),
+            ("answer", {"text": "1998", "paragraphs": [0, 17]}, "Correct."),
+        ),
+    ),
+)  # fmt: skip
+
+
+def system_prompt(max_turns: int, unanswerable: str | None, examples: int, call_format: str) -> str:
+    """Instructions, with a sentence about unanswerable questions where there may be some, and worked examples.
+
+    Raises:
+        ValueError: for a number of examples or a format of calls that does not fit, naming the argument.
+    """
+    if not 0 <= examples <= len(EXAMPLES):
+        raise ValueError(f"args.shown_examples = {examples} must be from 0 to {len(EXAMPLES)}")
+    if "{call}" not in call_format:
+        raise ValueError(f"args.call_format = {call_format!r} must hold '{{call}}', where the JSON of the call goes")
+    parts = [INSTRUCTIONS.format(max_turns=max_turns)]
+    if unanswerable is not None:
+        parts[0] += " " + UNANSWERABLE.format(answer=unanswerable)
+    parts += [worked_example(*example, call_format=call_format) for example in EXAMPLES[:examples]]
+    return "\n\n".join(parts)
+
+
+def worked_example(question: str, steps: Sequence[Step], *, call_format: str) -> str:
+    """A conversation about an invented question, the calls as the policy should write them."""
+    lines = [f"Example. Question: {question}"]
+    for name, arguments, result in steps:
+        call = json.dumps({"name": name, "arguments": arguments})
+        lines += ["You:", call_format.replace("{call}", call), f"Tool: {result}"]
+    return "\n".join(lines)
+
+
+def found(corpus: Corpus, positions: Sequence[int], snippet_chars: int | None, seen_before: Collection[int]) -> str:
+    """The answer of a search."""
+    if not positions:
+        return "No paragraph has a word of this query."
+    lines = [paragraph(corpus, position, snippet_chars) for position in positions]
+    if all(position in seen_before for position in positions):
+        lines.append("(Nothing new: all of these were shown before.)")
+    return "\n".join(lines)
+
+
+def paragraph(corpus: Corpus, position: int, max_chars: int | None = None) -> str:
+    """A paragraph with number and title, cut after `max_chars` characters of its text, between words where that is near."""
+    entry = corpus.paragraphs[position]
+    text = entry.text
+    if max_chars is not None and len(text) > max_chars:
+        head = text[:max_chars]
+        text = (head[: head.rfind(" ", max_chars // 2) % (max_chars + 1)]).rstrip() + "..."
+    return f"[{position}] {entry.title}: {text}"
+
+
+def verdict(text: str, truths: Sequence[str], exact: float, f1: float) -> str:
+    """The answer to an answer."""
+    return "Correct." if exact else f"The answer is {truths[0]!r}, not {text[:200]!r} (F1 {f1:.2f})."
