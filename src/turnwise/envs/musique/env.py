@@ -1,6 +1,7 @@
 """The environment: search, read, answer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,18 @@ from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import Done, ToolError, tool
 
 HUB_ID = "bdsaglam/musique"
+
+
+@dataclass(frozen=True)
+class Pays:
+    """Sizes of the reward components, as the arguments name them."""
+
+    em_reward: float
+    support_reward: float
+    citation_reward: float
+    format_reward: float
+    search_cost: float
+    invalid_call_cost: float
 
 
 class MuSiQue(ToolEnv):
@@ -36,6 +49,9 @@ class MuSiQue(ToolEnv):
         max_k: int = 5,
         snippet_chars: int | None = 300,
         max_turns: int = 8,
+        em_reward: float = 0.0,
+        support_reward: float = 0.5,
+        citation_reward: float = 0.25,
         format_reward: float = 0.1,
         search_cost: float = 0.02,
         invalid_call_cost: float = 0.05,
@@ -60,9 +76,12 @@ class MuSiQue(ToolEnv):
             max_k: most paragraphs that a search shows.
             snippet_chars: characters of each paragraph that a search shows; all when not given.
             max_turns: replies of an episode.
+            em_reward: of an exact match, component `answer_em`. The F1 of the answer is paid whole, component `answer_f1`.
+            support_reward: of all supporting paragraphs together, each paid when it is shown first, component `support_found`.
+            citation_reward: times the F1 of the cited paragraphs, component `citation`.
             format_reward: times the share of replies whose calls could all be run, at the end, component `format`.
             search_cost: of a search or reading that shows nothing new, in component `useless_call`.
-            invalid_call_cost: of a call that cannot be run, likewise.
+            invalid_call_cost: of a call that cannot be run, likewise. A component of size 0 is left out.
             unanswerable_answer: the right answer to an unanswerable question; the prompt names it where there may be some.
             without_call: whether a reply without calls is reminded of the tools, or ends the episode.
             shown_examples: worked examples in the system prompt, 0 to 3: a warm start for models that hardly call tools.
@@ -74,8 +93,8 @@ class MuSiQue(ToolEnv):
         """
         super().__init__()
         _check_ranges({"top_k": top_k, "max_k": max_k, "max_turns": max_turns}, at_least=1)
-        self.costs = {"format_reward": format_reward, "search_cost": search_cost, "invalid_call_cost": invalid_call_cost}
-        _check_ranges({**self.costs, "snippet_chars": snippet_chars or 0}, at_least=0)
+        self.pays = Pays(em_reward, support_reward, citation_reward, format_reward, search_cost, invalid_call_cost)
+        _check_ranges({**asdict(self.pays), "snippet_chars": snippet_chars or 0}, at_least=0)
         if top_k > max_k:
             raise ValueError(f"args.top_k = {top_k} must be at most args.max_k = {max_k}")
         if without_call not in ("remind", "end"):
@@ -160,9 +179,10 @@ class MuSiQue(ToolEnv):
             paragraphs: the numbers of the paragraphs that support it
         """
         scores = self._episode.answer(text, paragraphs or [])
-        self.earn(answer_f1=scores.f1, answer_em=scores.exact)
+        self.earn(answer_f1=scores.f1)
+        self._earn_sized("answer_em", self.pays.em_reward, scores.exact)
         if scores.support is not None:
-            self.earn(citation=scores.support)
+            self._earn_sized("citation", self.pays.citation_reward, scores.support)
         return Done(prompts.verdict(text, self._episode.truths, scores.exact, scores.f1))
 
     def respond(self, message: AssistantMessage, answers: Sequence[str], *, ended: bool = False) -> Step:
@@ -172,21 +192,25 @@ class MuSiQue(ToolEnv):
         return super().respond(message, answers, ended=ended)
 
     def invalid_call(self, call: ToolCall) -> None:
-        self.earn(useless_call=-self.costs["invalid_call_cost"])
+        self._earn_sized("useless_call", self.pays.invalid_call_cost, -1.0)
 
     def closing_components(self) -> dict[str, float]:
-        owed = {"answer_f1": 0.0, "answer_em": 0.0}
         share = self._episode.clean_replies / max(1, self.turn)
-        return {**owed, "format": self.costs["format_reward"] * share} if self.costs["format_reward"] else owed
+        sized = {"answer_em": (self.pays.em_reward, 0.0), "format": (self.pays.format_reward, share)}
+        return {"answer_f1": 0.0, **{name: size * value for name, (size, value) in sized.items() if size}}
 
     def episode_metrics(self) -> dict[str, float]:
         return {**self._episode.metrics(), **super().episode_metrics()}
 
     def _pay_for(self, newly_found: float | None) -> None:
         if newly_found is None:
-            self.earn(useless_call=-self.costs["search_cost"])
+            self._earn_sized("useless_call", self.pays.search_cost, -1.0)
         elif self._episode.supporting:
-            self.earn(support_found=newly_found)
+            self._earn_sized("support_found", self.pays.support_reward, newly_found)
+
+    def _earn_sized(self, name: str, size: float, value: float) -> None:
+        if size:
+            self.earn(**{name: size * value})
 
 
 def _position(corpus: Corpus, paragraph: int | str) -> int:
