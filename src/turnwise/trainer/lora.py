@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from turnwise.config import LoraConfig
-from turnwise.trainer.lora_layer import LINEAR, LoraLinear
+from turnwise.trainer.lora_layer import LINEAR, LoraLinear, SharedInput
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that read the same input, as transformers names them."""
 
 
 def add_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
@@ -39,7 +41,16 @@ def add_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
         for name, module in linears:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, LoraLinear(module, config))
+    for module in model.modules():
+        _share_inputs(module)
     return model
+
+
+def _share_inputs(module: nn.Module) -> None:
+    for names in SIBLINGS:
+        layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
+        if len(layers) > 1:
+            SharedInput(layers)
 
 
 @contextmanager

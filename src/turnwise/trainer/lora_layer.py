@@ -6,6 +6,7 @@ float32 parameters. It holds fewer intermediate results, too. Tests compare it w
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class LoraLinear(nn.Module):
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
         self.enabled = True
+        self.shared: SharedInput | None = None
+        self.place = 0  # among those that share
         device = _stored(base)[0].device
         self.lora_A = nn.Parameter(torch.empty(config.rank, base.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, dtype=torch.float32, device=device))
@@ -42,8 +45,77 @@ class LoraLinear(nn.Module):
         if self.dropout > 0 and self.training:
             low = linear(dropout(x, self.dropout), self.lora_A.to(x.dtype)) * self.scale
             return self.base(x) + linear(low, self.lora_B.to(x.dtype))
-        y = _LoraUpdate.apply(x, self.lora_A, self.lora_B, self.scale, *_stored(self.base))
+        if self.shared is not None:
+            y = _LowUpdate.apply(x, self.shared.take(self.place, x), self.lora_B, *_stored(self.base))
+        else:
+            y = _LoraUpdate.apply(x, self.lora_A, self.lora_B, self.scale, *_stored(self.base))
         return y if self.base.bias is None else y + self.base.bias  # pyright: ignore[reportUnnecessaryComparison, reportOptionalOperand]
+
+
+class SharedInput:
+    """x [A1; A2; ...]^T for layers that read the same x: computed when the first of them is called, and handed to each.
+
+    Every product with an A reads all of x for the few columns it makes. Siblings are told by their input, the same tensor object
+    for all of them; a layer that is called with another one gets a product of its own.
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear]) -> None:
+        self._layers = tuple(layers)
+        self._forget()
+        for place, layer in enumerate(layers):
+            layer.shared, layer.place = self, place
+
+    def take(self, place: int, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "rows rank"]:
+        """scale * x A^T of the layer at a place. What was computed is let go of with the last layer's share."""
+        if self._x is not x or place not in self._waiting:
+            low = _SharedLow.apply(x, self._layers[0].scale, *(layer.lora_A for layer in self._layers))
+            self._x, self._waiting = x, dict(enumerate(low.chunk(len(self._layers), dim=1)))
+        share = self._waiting.pop(place)
+        if not self._waiting:
+            self._forget()
+        return share
+
+    def _forget(self) -> None:
+        self._x: Tensor | None = None
+        self._waiting: dict[int, Tensor] = {}
+
+
+class _SharedLow(torch.autograd.Function):
+    """scale * x [A1; A2; ...]^T; saves x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, *a: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, *a)
+        ctx.scale, ctx.shape = scale, x.shape
+        return product(rows, torch.cat(a).to(x.dtype)).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *a = ctx.saved_tensors
+        stacked, grad_low = torch.cat(a), grads[0] * ctx.scale
+        grad_a = (grad_low.T @ rows).to(stacked.dtype).chunk(len(a))
+        grad_x = (grad_low @ stacked.to(grad_low.dtype)).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, None, *grad_a
+
+
+class _LowUpdate(torch.autograd.Function):
+    """x W^T + low B^T with a low that is there already; the part of x's gradient that goes through it is `_SharedLow`'s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, b: Tensor, *stored: Tensor) -> Tensor:
+        ctx.save_for_backward(low, b, *stored)
+        ctx.shape = x.shape
+        return _with_base(x.reshape(-1, x.shape[-1]), stored, low, b.to(x.dtype)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        low, b, *stored = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_low = product(grad, b.to(grad.dtype).T)
+        grad_b = (grad.T @ low).to(b.dtype)
+        grad_x = _base_dx(grad, tuple(stored)).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_low, grad_b, *(None for _ in stored)
 
 
 class _LoraUpdate(torch.autograd.Function):
@@ -93,6 +165,11 @@ def _with_base_dx(
     if len(stored) == 2:
         return mxfp4_product_dx(grad, *stored, out=low @ a, beta=1)
     return _sum_of_products(grad, stored[0].T, low, a.T)
+
+
+def _base_dx(grad: Float[Tensor, "rows out"], stored: Stored) -> Float[Tensor, "rows in"]:
+    """grad W."""
+    return mxfp4_product_dx(grad, *stored) if len(stored) == 2 else product(grad, stored[0].T)
 
 
 def _sum_of_products(

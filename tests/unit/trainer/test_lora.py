@@ -140,3 +140,62 @@ def test_the_same_seed_draws_the_same_adapter_and_leaves_the_global_generator_al
 def test_a_target_that_matches_no_layer_is_named_with_those_there_are(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match=r"target_modules names \['qkv'\].*it has .*q_proj"):
         add_lora(plain(tiny_model), LoraConfig(target_modules=["q_proj", "qkv"]), seed=0)
+
+
+class Block(nn.Module):
+    """Layers under the names of a transformer's, of which q, k and v read one input, and gate and up another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, inputs, outputs in (("q", 8, 8), ("k", 8, 7), ("v", 8, 1), ("o", 8, 8), ("gate", 8, 5), ("up", 8, 5)):
+            setattr(self, f"{name}_proj", nn.Linear(inputs, outputs, bias=False))
+        self.down_proj = nn.Linear(5, 8, bias=False)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        seen = x if other is None else other
+        mixed = self.q_proj(x) + torch.cat([self.k_proj(seen), self.v_proj(seen)], dim=-1)
+        hidden = self.o_proj(mixed)
+        return self.down_proj(self.gate_proj(hidden).sigmoid() * self.up_proj(hidden))
+
+
+def block(*, shared: bool = True) -> Block:
+    torch.manual_seed(0)
+    made = Block().double()
+    add_lora(made, LoraConfig(rank=3), seed=0)
+    for module in made.modules():
+        if isinstance(module, LoraLinear):
+            module.double().lora_B.data.normal_()
+            module.shared = module.shared if shared else None
+    return made
+
+
+def outcome(model: nn.Module, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Result and every gradient, the inputs' too."""
+    leaves = [given.clone().requires_grad_() for given in inputs]
+    result = model(*leaves)
+    result.square().sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": result.detach(), **found, **{f"x{i}": leaf.grad for i, leaf in enumerate(leaves) if leaf.grad is not None}}
+
+
+@pytest.mark.parametrize("inputs", [1, 2], ids=["all read one input", "k and v read another input than q"])
+def test_layers_that_share_a_product_give_what_they_give_alone(inputs: int) -> None:
+    given = [torch.randn(3, 4, 8, dtype=torch.float64) for _ in range(inputs)]
+    torch.testing.assert_close(outcome(block(), *given), outcome(block(shared=False), *given))
+
+
+def test_siblings_read_their_input_once_and_hold_nothing_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of_a: list[int] = []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        rows_of_a.append(weight.shape[0])
+        return x @ weight.T
+
+    model = block()
+    monkeypatch.setattr("turnwise.trainer.lora_layer.product", counted)
+    with torch.no_grad():
+        model(torch.randn(3, 8, dtype=torch.float64))
+    assert sorted(rows for rows in rows_of_a if rows % 3 == 0) == [3, 3, 6, 9]  # A of o, of down, of gate and up, of q, k and v
+    groups = [model.q_proj.shared, model.gate_proj.shared]
+    assert all(group._x is None and not group._waiting for group in groups)
+    assert model.o_proj.shared is None

@@ -3,12 +3,14 @@
 from functools import partial
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
 
 from support.batches import make_batch
-from turnwise.config import ModelConfig
+from turnwise.config import LoraConfig, ModelConfig
+from turnwise.trainer.lora import add_lora
 from turnwise.trainer.model import Policy, load_model
 from turnwise.trainer.packing import pack
 from turnwise.trainer.recompute import Scope, prepare_layers
@@ -18,9 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 CPU = torch.device("cpu")
 
 
-def gradients(model: Path, *, recompute: Scope | None = None, compiled: bool = False) -> tuple[dict[str, torch.Tensor], int]:
+def gradients(
+    model: Path, *, recompute: Scope | None = None, compiled: bool = False, lora: bool = False
+) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of the mean logprob of a batch, and how many bytes the forward pass kept for them."""
-    policy = Policy(load_model(ModelConfig(name=str(model)), CPU)).train()
+    loaded = load_model(ModelConfig(name=str(model)), CPU)
+    policy = Policy(add_lora(loaded, LoraConfig(rank=4), seed=0) if lora else loaded).train()
     prepare_layers(policy.layers, recompute=recompute, compiled=compiled, dropout=False)
     (batch,) = pack(make_batch(1).samples, max_tokens=10_000)[0]
     kept: dict[int, int] = {}
@@ -45,14 +50,15 @@ def test_recomputation_changes_no_bit_of_the_gradients_and_keeps_less(tiny_model
     assert fewest < fewer < most
 
 
-@pytest.mark.parametrize("recompute", [None, "mlp", "layer"])
+@pytest.mark.parametrize(("recompute", "lora"), [(None, False), ("mlp", True), ("layer", True)])
 def test_compiled_layers_agree_with_plain_ones(
-    tiny_model: Path, recompute: Scope | None, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, recompute: Scope | None, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # traced and differentiated as ever, without generated code: whole trainer processes are tested with that
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    plain, _ = gradients(tiny_model)
-    compiled, _ = gradients(tiny_model, recompute=recompute, compiled=True)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks of shapes cannot be traced
+    plain, _ = gradients(tiny_model, lora=lora)
+    compiled, _ = gradients(tiny_model, recompute=recompute, compiled=True, lora=lora)
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-6)
 
