@@ -1,37 +1,20 @@
 """The pages of a sweep: its state at every moment, and one page that compares its experiments, as Markdown and as HTML."""
 
-import base64
-import html
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from turnwise.config.sweep import SweepConfig
+from turnwise.report.page import Block, Picture, html_page, markdown_page
 from turnwise.report.run import Metrics
 from turnwise.report.sweep import RunState, SweepRow, answers, caution, compare
 from turnwise.report.sweep_plots import draw_sweep
-from turnwise.report.sweep_tables import Table, answers_table, comparison_table, status_table
+from turnwise.report.sweep_tables import answers_table, comparison_table, status_table
 from turnwise.transport import write_atomic
 
-STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; } th { background: #f3f3f3; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-img { max-width: 100%; }"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image under the page's folder."""
-
-    caption: str
-    path: Path
-
-
-Block = str | Table | Picture | list[str]  # a paragraph, "## a heading", a table, a picture, a list
 Shortened = Sequence[str]  # "key: before -> after", what overlays and flags change
 
 
@@ -79,8 +62,8 @@ def write_comparison(
         "caution": caution(sweep, compared),
     }
     write_atomic(root / "comparison.json", (json.dumps(numbers, indent=2) + "\n").encode())
-    write_atomic(root / "comparison.html", _html(sweep.name, blocks).encode())
-    write_atomic(root / "comparison.md", _markdown(root, blocks).encode())
+    write_atomic(root / "comparison.html", html_page(sweep.name, blocks).encode())
+    write_atomic(root / "comparison.md", markdown_page(root, blocks).encode())
     return root / "comparison.md"
 
 
@@ -115,50 +98,3 @@ def _blocks(sweep: SweepConfig, rows: Sequence[SweepRow], pictures: Sequence[Pic
     if pictures:
         blocks += ["## Curves", "Training metrics are running means over a twentieth of the run.", *pictures]
     return blocks
-
-
-def _markdown(root: Path, blocks: Sequence[Block]) -> str:
-    parts: list[str] = []
-    for block in blocks:
-        if isinstance(block, Table):
-            parts.append(block.markdown())
-        elif isinstance(block, Picture):
-            parts.append(f"![{block.caption}]({block.path.relative_to(root).as_posix()})")
-        elif isinstance(block, list):
-            parts.append("\n".join(f"- `{line}`" for line in block))
-        else:
-            parts.append(block)
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(title: str, blocks: Sequence[Block]) -> str:
-    body = "\n".join(map(_html_block, blocks))
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def _html_block(block: Block) -> str:
-    if isinstance(block, Table):
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.heads)
-        lines = ["".join(_html_cell(cell, at in block.numbers) for at, cell in enumerate(row)) for row in block.rows]
-        return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-    if isinstance(block, Picture):
-        data = base64.b64encode(block.path.read_bytes()).decode()
-        return f'<p><img alt="{html.escape(block.caption)}" src="data:image/png;base64,{data}"></p>'
-    if isinstance(block, list):
-        return "<ul>" + "".join(f"<li><code>{html.escape(line)}</code></li>" for line in block) + "</ul>"
-    level = len(block) - len(block.lstrip("#"))
-    text = _inline(html.escape(block.lstrip("# ")))
-    return f"<h{level}>{text}</h{level}>" if level else f"<p>{text}</p>"
-
-
-def _html_cell(cell: str, number: bool) -> str:
-    return f'<td class="number">{html.escape(cell)}</td>' if number else f"<td>{html.escape(cell)}</td>"
-
-
-def _inline(text: str) -> str:
-    """`code` and *emphasis*."""
-    for mark, tag in (("`", "code"), ("*", "em")):
-        pieces = text.split(mark)
-        text = "".join(f"<{tag}>{piece}</{tag}>" if at % 2 else piece for at, piece in enumerate(pieces))
-    return text

@@ -2,34 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from turnwise.config.sweep import SweepConfig
 from turnwise.report.changes import Change
+from turnwise.report.page import NONE, Table
 from turnwise.report.sweep import Comparison, RunState, Score, SweepRow
 
-NONE = "–"
 VERDICTS = {"rose": "better", "fell": "worse", "unchanged": "no difference beyond chance", "unknown": "no standard error"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Heads and cells; columns of `numbers` are set to the right."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: frozenset[int] = frozenset()
-
-    def without_empty_columns(self) -> "Table":
-        """The columns in which a row says something; those of an empty table all stay."""
-        kept = [at for at in range(len(self.heads)) if not self.rows or any(row[at] not in ("", NONE) for row in self.rows)]
-        cells = tuple(tuple(row[at] for at in kept) for row in self.rows)
-        return Table(tuple(self.heads[at] for at in kept), cells, frozenset(kept.index(at) for at in self.numbers if at in kept))
-
-    def markdown(self) -> str:
-        ruler = ["---:" if at in self.numbers else "---" for at in range(len(self.heads))]
-        lines = [self.heads, tuple(ruler), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def status_table(sweep: SweepConfig, rows: Sequence[SweepRow]) -> Table:

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise.config.sweep import SweepConfig
+from turnwise.report.page import Table
 from turnwise.report.run import Metrics
 from turnwise.report.sweep import Comparison, RunState, Score, SweepRow, answers, caution, compare, scores_of
 from turnwise.report.sweep_page import write_comparison, write_status
 from turnwise.report.sweep_plots import band, draw_sweep
-from turnwise.report.sweep_tables import Table, comparison_table, status_table
+from turnwise.report.sweep_tables import comparison_table, status_table
 
 ACC = "val-core/openai/gsm8k/acc/mean"
 ERROR = 0.0122  # of one run of GSM8K at 0.73: sqrt(0.73 * 0.27 / 1319)
