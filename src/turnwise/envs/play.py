@@ -1,7 +1,7 @@
 """Play an environment yourself: read what the policy reads, type what it would reply."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from turnwise.envs.base import Task, TextEnv
+from turnwise.envs.messages import Tool
+from turnwise.envs.typed_calls import HELP, read_typed, signature
 
 
 def play(
@@ -19,7 +21,7 @@ def play(
     seed: int | None = None,
     task: Task | None = None,
 ) -> float:
-    """Play one episode, a line a reply.
+    """Play one episode, a line a reply. Where there are tools, a line is a call of one, or plain words.
 
     Args:
         env: the environment.
@@ -36,6 +38,8 @@ def play(
     observation, _ = env.reset(seed=seed, options=None if task is None else {"task": task})
     if env.system_prompt:
         console.print(Panel(Text(env.system_prompt), title="system prompt", title_align="left"))
+    if env.tools:
+        console.print(Panel(_describe(env.tools), title="tools", title_align="left"))
     total, metrics, over = 0.0, {}, False
     while not over:
         console.print(Text(observation))
@@ -47,7 +51,9 @@ def play(
             break
         if not source.isatty():
             console.print(Text(line.rstrip("\n")))  # a terminal has echoed it already
-        observation, _, terminated, truncated, info = env.step(line.rstrip("\n"))
+        reply = line.rstrip("\n")
+        action = read_typed(reply, env.tools).to_action() if env.tools else reply
+        observation, _, terminated, truncated, info = env.step(action)
         total += _show_components(console, info["reward_components"])
         metrics, over = info["metrics"], terminated or truncated
     else:
@@ -55,6 +61,13 @@ def play(
     console.print(Text(f"total reward {total:+.3f}", style="bold"))
     _show_metrics(console, metrics)
     return total
+
+
+def _describe(tools: Sequence[Tool]) -> Text:
+    text = Text()
+    for tool in tools:
+        text.append(f"{signature(tool)}\n", style="bold").append(f"    {tool.description}\n")
+    return text.append(HELP, style="dim")
 
 
 def _show_components(console: Console, components: Mapping[str, float]) -> float:

@@ -10,7 +10,7 @@ from turnwise.envs.tools import Done, ToolError, ToolMethod, tool_methods
 
 MAX_ARGUMENT_CHARACTERS = 100_000  # of one call; no tool is meant for more, and one that copies its input stays cheap
 MAX_ANSWER_CHARACTERS = 50_000  # of one tool message; far beyond what a context has room for
-SHOWN_CHARACTERS = 200  # of a call that could not be read
+SHOWN_CHARACTERS = 100  # of a name that is no tool's
 
 
 class ToolEnv(TextEnv):
@@ -157,11 +157,12 @@ class ToolEnv(TextEnv):
 
     def _resolve(self, call: ToolCall) -> tuple[ToolMethod, dict[str, Any]]:
         offered = [tool.name for tool in self.tools]
-        if call.arguments is None or call.name is None or call.error is not None:
+        if call.arguments is None or call.name is None:
             self.malformed_calls += 1
             example = self.tool_methods[call.name if call.name in offered else offered[0]].example()
-            reason = call.error or "it needs a name and arguments"
-            raise ToolError(f"the call {_shown(call)}cannot be read: {reason}. The form is {example}")
+            raise ToolError(f"{call.error or 'a call needs a name and arguments'}. The form is {example}")
+        if call.error is not None:
+            raise ToolError(f"{call.error}.")
         if call.name not in offered:
             hint = did_you_mean(call.name[:SHOWN_CHARACTERS], offered)
             raise ToolError(f"there is no tool {call.name[:SHOWN_CHARACTERS]!r}.{hint} Tools: {', '.join(offered)}.")
@@ -187,8 +188,3 @@ def _decode(action: str) -> AssistantMessage:
 def _bounded(text: str) -> str:
     rest = len(text) - MAX_ANSWER_CHARACTERS
     return str(text) if rest <= 0 else f"{text[:MAX_ANSWER_CHARACTERS]}\n[{rest:,} characters more]"
-
-
-def _shown(call: ToolCall) -> str:
-    raw = call.raw.strip()
-    return "" if not raw else f"{raw[:SHOWN_CHARACTERS]!r}{'...' if len(raw) > SHOWN_CHARACTERS else ''} "
