@@ -13,7 +13,7 @@ Answer the question with the help of the tools. No single paragraph holds the an
 search for the next. Finish by calling answer with a short answer - a name, a date, a few words - and the numbers of the \
 paragraphs that support it. You have {max_turns} replies."""
 
-UNANSWERABLE = "If the paragraphs do not hold the answer, the answer is "{answer}"."
+UNANSWERABLE = 'If the paragraphs do not hold the answer, the answer is "{answer}".'
 
 Step = tuple[str, dict[str, Any], str]  # tool, arguments, what it answers
 
