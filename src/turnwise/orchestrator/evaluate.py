@@ -2,17 +2,17 @@
 
 import asyncio
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import msgspec
 
 from turnwise.config import EvalConfig, RLConfig
 from turnwise.inference.client import InferenceClient
+from turnwise.monitor.estimate import over_tasks
 from turnwise.orchestrator.chat import load_chat
 from turnwise.orchestrator.env_threads import EnvThreads
 from turnwise.orchestrator.environments import EnvSetup, load_setups
@@ -118,15 +118,8 @@ def eval_metrics(env: str, rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def _estimate(name: str, rollouts: Sequence[Rollout], values: Sequence[float]) -> Metrics:
-    """Mean over rollouts; standard error from the task means, since rollouts of one task are not independent."""
-    by_task: defaultdict[str, list[float]] = defaultdict(list)
-    for rollout, value in zip(rollouts, values, strict=True):
-        by_task[rollout.task_id].append(value)
-    means = [fmean(of_task) for of_task in by_task.values()]
-    metrics = {f"{name}/mean": fmean(values)}
-    if len(means) > 1:
-        metrics[f"{name}/stderr"] = stdev(means) / math.sqrt(len(means))
-    return metrics
+    mean, error = over_tasks((rollout.task_id, value) for rollout, value in zip(rollouts, values, strict=True))
+    return {f"{name}/mean": mean} | ({} if error is None else {f"{name}/stderr": error})
 
 
 def _diversity(area: str, rollouts: Sequence[Rollout]) -> Metrics:

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from turnwise.config.sweep import SweepConfig
+from turnwise.monitor.estimate import OverSeeds
 from turnwise.report.changes import Change
 
 
@@ -60,33 +61,15 @@ class SweepRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """An experiment over the seeds whose runs are complete."""
+class Comparison(OverSeeds):
+    """An experiment over the seeds whose runs are complete: final scores."""
 
     experiment: str
     title: str
-    values: tuple[float, ...]  # final scores
     unfinished: int  # runs that do not count
-    seed_stderr: float | None  # between seeds; None with fewer than two
-    task_stderr: float | None  # of one run's score, over the evaluated tasks
     best: float | None  # mean over seeds of each run's best evaluation
     reference: float | None = None
     note: str = ""
-
-    @property
-    def mean(self) -> float | None:
-        return fmean(self.values) if self.values else None
-
-    @property
-    def stderr(self) -> float | None:
-        """Of the mean: between seeds where there are several, else over the tasks of the one run.
-
-        Two or three seeds lie close together by luck often enough, so that their spread is not believed below what independent
-        runs would have from the tasks alone.
-        """
-        if self.seed_stderr is None:
-            return self.task_stderr
-        return max(self.seed_stderr, (self.task_stderr or 0.0) / math.sqrt(len(self.values)))
 
 
 def scores_of(metrics: Mapping[int, Mapping[str, float]], name: str) -> tuple[Score, ...]:
@@ -104,15 +87,15 @@ def compare(sweep: SweepConfig, rows: Sequence[SweepRow]) -> list[Comparison]:
             continue
         complete = [row for row in own if row.state is RunState.COMPLETE and row.result]
         finals = [row.result for row in complete if row.result]
-        errors = [score.stderr for score in finals if score.stderr is not None]
+        over_seeds = OverSeeds.of([score.value for score in finals], [score.stderr for score in finals])
         found.append(
             Comparison(
+                values=over_seeds.values,
+                seed_stderr=over_seeds.seed_stderr,
+                task_stderr=over_seeds.task_stderr,
                 experiment=run.id,
                 title=run.title,
-                values=tuple(score.value for score in finals),
                 unfinished=len(own) - len(complete),
-                seed_stderr=stdev([s.value for s in finals]) / math.sqrt(len(finals)) if len(finals) > 1 else None,
-                task_stderr=math.sqrt(fmean(error**2 for error in errors)) if errors else None,
                 best=fmean(row.best.value for row in complete if row.best) if complete else None,
                 reference=run.reference,
                 note=run.note,

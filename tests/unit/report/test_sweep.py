@@ -135,7 +135,7 @@ def test_the_status_tells_result_and_best_and_marks_what_is_no_result_yet():
 
 def test_a_metric_that_is_no_share_is_shown_as_it_is():
     sweep = sweep_of("a", percent=False)
-    table = comparison_table(sweep, [Comparison("a", "", (1.25,), 0, None, 0.5, 1.5)])
+    table = comparison_table(sweep, [Comparison((1.25,), None, 0.5, "a", "", 0, 1.5)])
     assert table.rows[0][table.heads.index("mean")] == "1.25"
 
 
