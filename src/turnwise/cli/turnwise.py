@@ -24,7 +24,7 @@ def run_command(args: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    if rest and options.command not in ("play", "eval", "sweep"):
+    if rest and options.command not in ("play", "eval", "check", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest)
@@ -67,6 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, help="also write the result to this file")
     evaluate.set_defaults(run=_eval)
 
+    check = commands.add_parser(
+        "check",
+        help="find out before a run whether its configuration can learn",
+        usage="turnwise check @ FILE [--only NAME,NAME] [--rollouts N] [--json FILE] [--output DIR] [--flags of the run]",
+        epilog="Exit codes: 0 nothing failed, 1 something failed, 2 wrong configuration. docs/check.md",
+        allow_abbrev=False,
+    )
+    check.add_argument("--only", default="", metavar="NAME,NAME", help="these checks, and those that they need")
+    check.add_argument("--rollouts", type=int, metavar="N", help="rollouts that are played; two batches within bounds by default")
+    check.add_argument("--json", metavar="FILE", help="also write the results to this file; - for stdout")
+    check.add_argument("--output", type=Path, metavar="DIR", help="write check.json, check.md and logs there")
+    check.set_defaults(run=_check)
+
     sweep = commands.add_parser(
         "sweep",
         help="make the runs of a sweep file, and compare them",
@@ -82,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--retry", action="store_true", help="try again what has failed max_attempts times")
     sweep.add_argument("--plain", action="store_true", help="lines instead of the live table")
     sweep.set_defaults(run=_sweep)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare runs: what differs, curves over seeds, and what each earns by the other's reward",
+        epilog="Runs that differ by their seed alone are one arm; NAME=RUN puts a run into an arm by hand.",
+    )
+    compare.add_argument("runs", metavar="[NAME=]RUN", nargs="+", help="output folders of runs")
+    compare.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="where the pages go (comparison)")
+    compare.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
+    compare.set_defaults(run=_compare)
 
     report = commands.add_parser("report", help="write report.md of a run")
     report.add_argument("run_folder", metavar="RUN", type=Path, help="output folder of the run")
@@ -131,6 +154,13 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from turnwise.diagnose.command import CheckOptions, check_command
+
+    only = tuple(filter(None, options.only.split(",")))
+    return check_command(rest, CheckOptions(only, options.rollouts, options.json, options.output))
+
+
 def _sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from turnwise.launch.sweep.run import SweepOptions, run_sweep
 
@@ -146,6 +176,36 @@ def _sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
         only=tuple(filter(None, options.only.split(","))),
     )
     return run_sweep(rest, chosen)
+
+
+def _compare(options: argparse.Namespace, _rest: Sequence[str]) -> int:
+    from turnwise.report.compare import arms_of
+    from turnwise.report.compare_page import write_compared
+
+    named = [_named_run(text) for text in options.runs]
+    page = write_compared(arms_of(named), options.output)
+    if options.json:
+        print(page.with_suffix(".json").read_text(), end="")
+    else:
+        _print_markdown(page)
+    return 0
+
+
+def _print_markdown(page: Path) -> None:
+    """On a terminal as tables, elsewhere as it is."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    text = page.read_text(encoding="utf-8").partition("## Curves")[0]
+    console = Console()
+    console.print(Markdown(text)) if console.is_terminal else print(text, end="")
+    print(f"Pages and picture: {page}, {page.with_suffix('.html')}, {page.with_suffix('.png')}")
+
+
+def _named_run(text: str) -> tuple[str | None, Path]:
+    """`NAME=FOLDER`; a folder whose path has the sign in it stays whole."""
+    name, equals, folder = text.partition("=")
+    return (name, Path(folder)) if equals and name and not Path(text).exists() else (None, Path(text))
 
 
 def _report(options: argparse.Namespace, _rest: Sequence[str]) -> int:

@@ -130,6 +130,13 @@ class Context:
                 f"{type(error).__name__}: {error}", "correct the [[orchestrator.env]] table, or its class"
             ) from error
 
+    def setups_if_any(self) -> "list[EnvSetup]":
+        """Those, or none where they cannot be made: for checks before the one that says so."""
+        try:
+            return self.setups
+        except CheckFailed:
+            return []
+
     @artefact
     def text(self) -> "ModelText":
         """The model's tokenizer and template, read beside `chat`, to judge it by. Raises CheckFailed."""

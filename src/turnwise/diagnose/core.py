@@ -75,8 +75,13 @@ class Result:
     blocked_by: str | None = None  # the first check in the chain of needs that failed
 
 
-def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Result], None]) -> list[Result]:
-    """Run checks in their order, telling each result as it is there.
+def run_checks(
+    checks: Sequence[Check],
+    context: "Context",
+    tell: Callable[[Result], None],
+    begin: Callable[[Check], None] = lambda check: None,
+) -> list[Result]:
+    """Run checks in their order: `begin` is told each before it is run, `tell` each result as it is there.
 
     A check that needs one that failed is not run: it is blocked by the failed one, however long the chain between them.
     One that meets a failure that an earlier one has told already is blocked too: both stand on what could not be made.
@@ -92,6 +97,7 @@ def run_checks(checks: Sequence[Check], context: "Context", tell: Callable[[Resu
         if causes:
             result = _blocked(check, causes[0])
         else:
+            begin(check)
             began = time.perf_counter()
             finding = _answer(check, context)
             met = next((name for name, earlier in results.items() if earlier.finding is finding), None)
