@@ -354,6 +354,9 @@ async def test_only_equal_rewards_end_the_process_with_an_explanation_and_an_err
     assert "Distinct replies: 1 of 48" in output
     assert "Traceback" not in output
     assert not batches(config)
+    rollouts = (tmp_path / "trajectories" / "step_1.jsonl").read_text().splitlines()
+    assert len(rollouts) == 16  # to be looked at: four groups of four
+    assert all(json.loads(rollout)["fate"] == "equal_reward" for rollout in rollouts)
 
 
 async def test_an_engine_that_holds_another_version_ends_the_process_with_a_reason(tiny_model: Path, tmp_path: Path):

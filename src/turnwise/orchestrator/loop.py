@@ -19,7 +19,7 @@ from turnwise.orchestrator.env_threads import EnvThreads
 from turnwise.orchestrator.environments import load_setups
 from turnwise.orchestrator.evaluate import Evaluator
 from turnwise.orchestrator.evaluations import Evaluations
-from turnwise.orchestrator.filters import Fate
+from turnwise.orchestrator.filters import Fate, NoSignal
 from turnwise.orchestrator.metrics import batch_metrics
 from turnwise.orchestrator.noise import EngineNoise
 from turnwise.orchestrator.record import Recorder, say, say_again
@@ -229,7 +229,11 @@ class Orchestrator:
             group = await self.scheduler.finished.get()
             self.scheduler.settle(group)
             rounds = self.builder.rounds
-            self.builder.add(group)
+            try:
+                self.builder.add(group)
+            except NoSignal:
+                write_trajectories(self.trajectories, self.builder)  # of a batch that never comes: to see what was all equal
+                raise
             self._admit()  # before anything else gets to run: a settled group frees no place beyond this batch's
             if self.builder.rounds > rounds:
                 most = self.config.orchestrator.filters.max_rounds
