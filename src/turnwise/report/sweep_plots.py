@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from turnwise.report.plots import COLOURS, SMOOTH_SHARE, Draw, grid, save, smoothed
 from turnwise.report.run import Metrics
@@ -15,6 +15,7 @@ LINES = (*COLOURS, "#333333")
 STYLES = ("-", "--", ":")  # beyond the colours, lines differ by their dashes
 PANEL = (9.6, 4.6)  # inches
 FEW_POINTS = 15  # are marked one by one
+Legend = Literal["beside", "inside", "none"]
 Runs = Mapping[str, Sequence[Metrics]]  # what an experiment is called -> metrics of its runs, by step
 
 
@@ -22,9 +23,9 @@ def draw_sweep(runs: Runs, names: Sequence[str], folder: Path, *, title: str) ->
     """Draw each metric that a run reports into `folder` as PNG. Returns (metric, file) in the order of `names`."""
     drawn: list[tuple[str, Path]] = []
     for name in dict.fromkeys(names):
-        known = {experiment: [metrics for metrics in own if _has(metrics, name)] for experiment, own in runs.items()}
+        known = {experiment: [metrics for metrics in own if has_metric(metrics, name)] for experiment, own in runs.items()}
         if any(known.values()):
-            figure = grid([_panel(known, name)], title=title, panel=PANEL)
+            figure = grid([metric_panel(known, name)], title=title, panel=PANEL)
             drawn.append((name, save(figure, folder / f"{name.replace('/', '_')}.png")))
     return drawn
 
@@ -37,7 +38,8 @@ def band(runs: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[in
     return shared, [fmean(column) for column in columns], [stdev(column) if len(column) > 1 else 0.0 for column in columns]
 
 
-def _panel(runs: Runs, name: str) -> Draw:
+def metric_panel(runs: Runs, name: str, *, title: str | None = None, legend: Legend = "beside") -> Draw:
+    """A metric of each experiment, as mean and band over the runs that report it."""
     held_out = name.startswith("val-")
 
     def draw(axes: "Axes") -> None:
@@ -47,8 +49,11 @@ def _panel(runs: Runs, name: str) -> Draw:
                 _curve(axes, own, name, colour=colour, style=style, label=_label(experiment, own), held_out=held_out)
         most = max(len(own) for own in runs.values())
         told = ": mean over seeds, band of one standard deviation" if most > 1 else ""
-        axes.set_title(f"{name}{told or (': one seed, standard error over tasks at its end' if held_out else '')}")
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_title(title or f"{name}{told or (': one seed, standard error over tasks at its end' if held_out else '')}")
+        if legend == "beside":
+            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        elif legend == "inside":
+            axes.legend(fontsize=8, frameon=False)
 
     return draw
 
@@ -73,7 +78,8 @@ def _series(metrics: Metrics, name: str, *, held_out: bool) -> tuple[list[int], 
     return steps, values if held_out else smoothed(values, max(1, len(values) // SMOOTH_SHARE))
 
 
-def _has(metrics: Metrics, name: str) -> bool:
+def has_metric(metrics: Metrics, name: str) -> bool:
+    """Whether a run reports a metric at any step."""
     return any(name in values for values in metrics.values())
 
 
