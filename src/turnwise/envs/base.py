@@ -55,6 +55,10 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     system_prompt: str = ""
     """Instructions that stand before the first observation."""
 
+    examples: tuple[Mapping[str, Any], ...] = ()
+    """Messages of worked examples, between the instructions and the first observation: a warm start for weak models. As chats
+    take them: `role`, `content`, and `tool_calls` or `tool_call_id` and `name`."""
+
     tools: tuple[Any, ...] = ()
     """Tools that a reply may call; none for plain text."""
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnwise.orchestrator.tool_formats import JsonCalls
+from turnwise.orchestrator.tool_formats import CallFormat, JsonCalls
 from turnwise.orchestrator.types import Message
 
 FORMAT = JsonCalls()
@@ -43,11 +43,16 @@ def described(messages: Sequence[Message], specs: Sequence[Mapping[str, Any]], *
     return [{"role": head["role"], "content": f"{instructions}\n\n{head['content']}"}, *rest]
 
 
-def as_said(message: Message) -> Message:
-    """A reply as the text that was sampled, calls and all; other messages as they are."""
+def as_said(message: Message, written: CallFormat = FORMAT) -> Message:
+    """A reply as the text that was sampled, calls and all, or as `written` has it; other messages as they are."""
     if "raw" not in message and "tool_calls" not in message:
         return message
-    return {"role": message["role"], "content": message.get("raw") or message["content"]}
+    return {"role": message["role"], "content": message.get("raw") or _spelled(message, written)}
+
+
+def _spelled(message: Message, written: CallFormat) -> str:
+    calls = [call.get("raw") or written.write(call["function"]) for call in message["tool_calls"]]
+    return "\n".join(filter(None, [message["content"], *calls]))
 
 
 def _with_answers_as_user(messages: Sequence[Message]) -> list[Message]:

@@ -27,6 +27,7 @@ class EnvSetup:
     config: EnvConfig
     tasks: Sequence[Mapping[str, Any]]
     system_prompt: str
+    examples: tuple[Message, ...]
     max_turns: int
     outcome_components: frozenset[str]
     component_names: frozenset[str]
@@ -49,7 +50,7 @@ class EnvSetup:
 
     def opening(self, observation: str) -> list[Message]:
         system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": observation}]
+        return [*system, *self.examples, {"role": "user", "content": observation}]
 
     def totals(self, components: Mapping[str, float]) -> tuple[float, float, float]:
         """The reward of one step as configured, dense, and sparse."""
@@ -97,6 +98,7 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
         config=config,
         tasks=tasks,
         system_prompt=env.system_prompt,
+        examples=tuple(dict(message) for message in env.examples),
         max_turns=config.max_turns or env.max_turns,
         outcome_components=frozenset(env.outcome_components),
         component_names=frozenset(env.component_names),

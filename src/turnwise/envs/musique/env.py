@@ -58,7 +58,6 @@ class MuSiQue(ToolEnv):
         unanswerable_answer: str = "unanswerable",
         without_call: Literal["remind", "end"] = "remind",
         shown_examples: int = 0,
-        call_format: str = prompts.CALL_FORMAT,
         system_prompt: str | None = None,
     ) -> None:
         """Set up; rows are read when they are first asked for.
@@ -84,9 +83,9 @@ class MuSiQue(ToolEnv):
             invalid_call_cost: of a call that cannot be run, likewise. A component of size 0 is left out.
             unanswerable_answer: the right answer to an unanswerable question; the prompt names it where there may be some.
             without_call: whether a reply without calls is reminded of the tools, or ends the episode.
-            shown_examples: worked examples in the system prompt, 0 to 3: a warm start for models that hardly call tools.
-            call_format: how the model's chat template writes a call, for those examples; `{call}` is the JSON of it.
-            system_prompt: text in place of ours, examples included.
+            shown_examples: worked examples before the question, 0 to 3, as conversations with calls and their answers: a warm
+                start for models that hardly call tools.
+            system_prompt: text in place of ours.
 
         Raises:
             ValueError: for a value out of range, naming the argument.
@@ -107,8 +106,9 @@ class MuSiQue(ToolEnv):
         self.unanswerable_answer = unanswerable_answer
         self.ends_without_call = without_call == "end"
         sure = answerable is True or all(only_answerable(source) for source in self.sources.values())
-        ours = prompts.system_prompt(max_turns, None if sure else unanswerable_answer, shown_examples, call_format)
+        ours = prompts.system_prompt(max_turns, None if sure else unanswerable_answer)
         self.system_prompt = ours if system_prompt is None else system_prompt
+        self.examples = prompts.worked_examples(shown_examples)
         self._tasks: dict[str, tuple[Task, ...]] = {}
         self._shared: Corpus | None = None
         self._episode = Episode(Question("", ("",), True, (), frozenset()), Corpus(()), unanswerable_answer)
@@ -140,7 +140,7 @@ class MuSiQue(ToolEnv):
         else:
             self._shared = corpus = self._shared or shared_corpus(self.corpus_source, self.sources)
         self._episode = Episode(question, corpus, self.unanswerable_answer)
-        return f"Question: {question.text}"
+        return prompts.opening(question.text)
 
     @tool
     def search(self, query: str, k: int | None = None) -> str:

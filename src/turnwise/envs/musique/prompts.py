@@ -1,12 +1,10 @@
 """What the policy reads: instructions, worked examples, answers of the tools."""
 
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from turnwise.envs.messages import AssistantMessage, ToolCall, tool_message
 from turnwise.envs.musique.retrieval import Corpus
-
-CALL_FORMAT = "<tool_call>\n{call}\n</tool_call>"  # of Qwen and other models with Hermes's templates
 
 INSTRUCTIONS = """\
 Answer the question with the help of the tools. No single paragraph holds the answer: search for one fact, then use it to \
@@ -47,30 +45,33 @@ EXAMPLES: tuple[tuple[str, tuple[Step, ...]], ...] = (
 )  # fmt: skip
 
 
-def system_prompt(max_turns: int, unanswerable: str | None, examples: int, call_format: str) -> str:
-    """Instructions, with a sentence about unanswerable questions where there may be some, and worked examples.
+def system_prompt(max_turns: int, unanswerable: str | None) -> str:
+    """Instructions, with a sentence about unanswerable questions where there may be some."""
+    told = INSTRUCTIONS.format(max_turns=max_turns)
+    return told if unanswerable is None else f"{told} {UNANSWERABLE.format(answer=unanswerable)}"
+
+
+def worked_examples(count: int) -> tuple[dict[str, Any], ...]:
+    """Conversations about invented questions, as messages.
 
     Raises:
-        ValueError: for a number of examples or a format of calls that does not fit, naming the argument.
+        ValueError: when there are not so many.
     """
-    if not 0 <= examples <= len(EXAMPLES):
-        raise ValueError(f"args.shown_examples = {examples} must be from 0 to {len(EXAMPLES)}")
-    if "{call}" not in call_format:
-        raise ValueError(f"args.call_format = {call_format!r} must hold '{{call}}', where the JSON of the call goes")
-    parts = [INSTRUCTIONS.format(max_turns=max_turns)]
-    if unanswerable is not None:
-        parts[0] += " " + UNANSWERABLE.format(answer=unanswerable)
-    parts += [worked_example(*example, call_format=call_format) for example in EXAMPLES[:examples]]
-    return "\n\n".join(parts)
+    if not 0 <= count <= len(EXAMPLES):
+        raise ValueError(f"args.shown_examples = {count} must be from 0 to {len(EXAMPLES)}")
+    messages: list[dict[str, Any]] = []
+    for question, steps in EXAMPLES[:count]:
+        messages.append({"role": "user", "content": opening(question)})
+        for name, arguments, result in steps:
+            call = ToolCall(id=f"shown{len(messages):04d}", name=name, arguments=arguments)  # ids that every template takes
+            messages.append(AssistantMessage(content="", tool_calls=(call,)).to_message())
+            messages.append(dict(tool_message(call, result)))
+    return tuple(messages)
 
 
-def worked_example(question: str, steps: Sequence[Step], *, call_format: str) -> str:
-    """A conversation about an invented question, the calls as the policy should write them."""
-    lines = [f"Example. Question: {question}"]
-    for name, arguments, result in steps:
-        call = json.dumps({"name": name, "arguments": arguments})
-        lines += ["You:", call_format.replace("{call}", call), f"Tool: {result}"]
-    return "\n".join(lines)
+def opening(question: str) -> str:
+    """The first observation."""
+    return f"Question: {question}"
 
 
 def found(corpus: Corpus, positions: Sequence[int], snippet_chars: int | None, seen_before: Collection[int]) -> str:
