@@ -12,6 +12,7 @@ from turnwise.launch.models import Progress
 
 if TYPE_CHECKING:
     from turnwise.diagnose.probe_report import ProbeReport
+    from turnwise.diagnose.served import Swapped
     from turnwise.diagnose.session import OpenEngines, Session
     from turnwise.launch.dry_run import Foreseen
     from turnwise.launch.gpus import Machine
@@ -121,10 +122,11 @@ class Context:
 
         Raises CheckFailed.
         """
+        from turnwise.orchestrator.buffer import only_tasks
         from turnwise.orchestrator.environments import load_setups
 
         try:
-            return load_setups(self.given.orchestrator.env, "train")
+            return only_tasks(load_setups(self.given.orchestrator.env, "train"), self.given.orchestrator.buffer.tasks)
         except Exception as error:  # a user's environment may raise anything
             raise CheckFailed(
                 f"{type(error).__name__}: {error}", "correct the [[orchestrator.env]] table, or its class"
@@ -188,6 +190,17 @@ class Context:
         from turnwise.diagnose.probe_run import run_probe
 
         return run_probe(self.config, self.batch, machine=self.machine, run_id=self.run_id, say=self.say)
+
+    @artefact
+    def swapped(self) -> "Swapped":
+        """What was seen while the engines took over the probe's version 1. Raises CheckFailed."""
+        from turnwise.diagnose.served import swap_in
+
+        probe, sample = self.probe, self.batch.samples[0]
+        if probe.published is None:
+            raise CheckFailed(probe.failure or "the trainer's processes published nothing", f"read the log, {probe.log}")
+        self.say("the engine takes over the update")
+        return swap_in(self.session, probe.published, sample.token_ids[: sample.loss_mask.index(True)])
 
     def end_session(self) -> None:
         """End the engines, for a check that needs their place; who asks for `session` afterwards starts others."""
