@@ -48,6 +48,9 @@ class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """What it says beside its calls."""
 
     tool_calls: tuple[ToolCall, ...] = ()
+    thoughts: str = ""
+    """What it thought before, where the model's format tells thoughts from content. Not part of the action."""
+
     raw: str = ""
     """The whole reply as it was sampled, where `content` is not all of it. Not part of the action."""
 
@@ -56,9 +59,10 @@ class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         return _ENCODER.encode(AssistantMessage(content=self.content, tool_calls=self.tool_calls)).decode()
 
     def to_message(self) -> dict[str, Any]:
-        """As chats and trajectories take it: `role`, `content`, and where there are any, `tool_calls` and `raw`."""
-        calls = {"tool_calls": [call.spec() for call in self.tool_calls]} if self.tool_calls else {}
-        return {"role": "assistant", "content": self.content, **calls, **({"raw": self.raw} if self.raw else {})}
+        """As chats and trajectories take it: `role`, `content`; where there are any, `tool_calls`, `reasoning_content`, `raw`."""
+        calls = [call.spec() for call in self.tool_calls]
+        more = {"tool_calls": calls, "reasoning_content": self.thoughts, "raw": self.raw}
+        return {"role": "assistant", "content": self.content, **{key: value for key, value in more.items() if value}}
 
     def numbered(self, taken: Collection[str]) -> "AssistantMessage":
         """The reply with ids for its calls that are none of `taken`; an id that a call brings is kept where it is free.

@@ -131,10 +131,10 @@ class ToolEnv(TextEnv):
         self.calls += 1
         try:
             method, arguments = self._resolve(call)
-        except ToolError as error:
+        except (ToolError, RecursionError) as error:
             self.invalid_calls += 1
             self.invalid_call(call)
-            return f"Error: {error}"
+            return f"Error: {error if isinstance(error, ToolError) else 'the arguments are nested too deeply.'}"
         try:
             answer = cast(object, getattr(self, method.attribute)(**arguments))
         except ToolError as error:
@@ -159,8 +159,7 @@ class ToolEnv(TextEnv):
         offered = [tool.name for tool in self.tools]
         if call.arguments is None or call.name is None:
             self.malformed_calls += 1
-            example = self.tool_methods[call.name if call.name in offered else offered[0]].example()
-            raise ToolError(f"{call.error or 'a call needs a name and arguments'}. The form is {example}")
+            raise ToolError(f"{call.error or 'a call needs a name and arguments'}. The form is {self._example(call.name)}")
         if call.error is not None:
             raise ToolError(f"{call.error}.")
         if call.name not in offered:
@@ -173,6 +172,12 @@ class ToolEnv(TextEnv):
             return method, method.arguments(call.arguments)
         except ToolError as error:
             raise ToolError(f"{error} The form is {method.example()}") from error
+
+    def _example(self, name: str | None) -> str:
+        """A call in the right form, of that tool where it is offered, else of the first one."""
+        offered = [tool.name for tool in self.tools]
+        chosen = name if name in offered else next(iter(offered), None)
+        return '{"name": "...", "arguments": {}}' if chosen is None else self.tool_methods[chosen].example()
 
     def _too_many(self) -> str:
         return f"Not run: a reply may make {self.max_calls} calls."

@@ -18,6 +18,7 @@ from turnwise.envs.suggest import did_you_mean
 MARK = "__turnwise_tool__"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # what every serving API accepts as the name of a function
 PARAMETER = re.compile(r"\*{0,2}(?P<name>\w+)(?: \([^)]*\))?: +(?P<text>.*)")
+SHOWN_ARGUMENTS = 3  # unknown ones
 SHOWN_CHARACTERS = 80  # of a wrong value, in an answer to the policy
 PLACEHOLDERS: dict[str, Any] = {"string": "...", "integer": 1, "number": 0.5, "boolean": True, "array": [], "object": {}}
 
@@ -115,9 +116,9 @@ class ToolMethod:
             ToolError: naming every argument that is unknown, missing or wrong.
         """
         known = {parameter.name: parameter for parameter in self.parameters}
-        wrong = [
-            f"{self.tool.name} has no argument {_short(name)}.{did_you_mean(name, known)}" for name in given if name not in known
-        ]
+        unknown = [name for name in given if name not in known][:SHOWN_ARGUMENTS]
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        wrong = [f"{self.tool.name} has no argument {_short(n)}; {takes}.{did_you_mean(n[:80], known)}" for n in unknown]
         wrong += [f"{name} is missing." for name, parameter in known.items() if parameter.required and name not in given]
         arguments: dict[str, Any] = {}
         for name, parameter in known.items():
@@ -199,7 +200,7 @@ def _adapter(annotation: Any, text: str | None, where: str) -> TypeAdapter[Any]:
         return TypeAdapter(described, config=config)
     except PydanticUserError as error:
         if error.code != "type-adapter-config-unused":
-            raise TypeError(f"{where} has an annotation that cannot be validated: {annotation}") from error
+            raise TypeError(f"{where} has an annotation that cannot be validated: {error.message}") from error
         return TypeAdapter(described)  # models and typed dicts bring their own configuration
 
 
