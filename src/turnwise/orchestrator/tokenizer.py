@@ -124,9 +124,11 @@ class SafeEncoder:
         special = [token.content for token in added.values() if token.special and token.content]
         self._all = _alternatives(list(self.ids))
         self._special = _alternatives(special)
-        content = json.loads(tokenizer.to_str())
-        content["added_tokens"] = []
-        plain = Tokenizer.from_str(json.dumps(content))
+        plain = Tokenizer(tokenizer.model)  # of the same vocabulary, without the added tokens
+        if tokenizer.normalizer is not None:
+            plain.normalizer = tokenizer.normalizer
+        if tokenizer.pre_tokenizer is not None:
+            plain.pre_tokenizer = tokenizer.pre_tokenizer
         self._encode_plain = lru_cache(SEGMENT_CACHE)(lambda text: tuple(plain.encode(text, add_special_tokens=False).ids))
 
     def mark_for(self, messages: Sequence[Message]) -> str:

@@ -1,7 +1,7 @@
 """How calls are written in replies: JSON between marks, as almost every model has it, found by looking at a rendered probe."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from turnwise.envs.messages import AssistantMessage, ToolCall
 
 ONE_CALL = "one call a turn: this model's format carries only one; call it again in your next reply"
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may begin a call with it
+MAX_DEPTH = 32  # of objects and lists in arguments; encoders and validators on the way recurse
 SEPARATORS = " \t\r\n,;"  # between bare calls
 
 _SCANNER = json.JSONDecoder(strict=False)  # finds where a value ends; msgspec judges it
@@ -19,8 +20,12 @@ _SCANNER = json.JSONDecoder(strict=False)  # finds where a value ends; msgspec j
 class CallFormat(Protocol):
     """Reads the calls of a reply."""
 
-    def read(self, text: str) -> AssistantMessage:
-        """The reply's content and its calls, without ids. Never raises."""
+    def read(self, text: str, *, thinking: bool = False) -> AssistantMessage:
+        """The reply's content and its calls, without ids; `thinking`: the prompt ended inside a thought."""
+        ...
+
+    def write(self, function: Mapping[str, Any]) -> str:
+        """A call that was not sampled, from its `name` and `arguments`, for a template that does not write it itself."""
         ...
 
 
@@ -38,12 +43,16 @@ class JsonCalls:
     closing: str = "</tool_call>"
     arguments_key: str = "arguments"
 
-    def read(self, text: str) -> AssistantMessage:
-        begin = _end_of_thoughts(text)
+    def read(self, text: str, *, thinking: bool = False) -> AssistantMessage:
+        begin = after_thoughts(text, thinking=thinking)
         said, calls = self._marked(text[begin:]) if self.opening else self._bare(text[begin:])
         if not calls:
             return AssistantMessage(content=text)
         return AssistantMessage(content=(text[:begin] + said).strip(), tool_calls=tuple(calls), raw=text)
+
+    def write(self, function: Mapping[str, Any]) -> str:
+        call = {"name": function["name"], self.arguments_key: function["arguments"]}
+        return "\n".join(filter(None, [self.opening, json.dumps(call, ensure_ascii=False), self.closing]))
 
     def _marked(self, text: str) -> tuple[str, list[ToolCall]]:
         said, calls, position = list[str](), list[ToolCall](), 0
@@ -107,13 +116,32 @@ class JsonCalls:
         return checked_call(value.get("name"), arguments, raw)
 
 
+def after_thoughts(text: str, *, thinking: bool = False) -> int:
+    """Where what a reply says begins, after its `<think>` block; calls drafted in thoughts are not made."""
+    if not thinking and not text.lstrip().startswith("<think>"):
+        return 0
+    closed = text.find("</think>")
+    return len(text) if closed < 0 else closed + len("</think>")
+
+
 def checked_call(name: Any, arguments: Any, raw: str, *, own_id: str = "") -> ToolCall:
     """A call from what was read, with what is wrong about its shape; whether there is such a tool is the environment's to say."""
     if not (isinstance(name, str) and name):
         return ToolCall(id=own_id, raw=raw, error='the call has no "name"')
+    if _too_deep(arguments):
+        return ToolCall(id=own_id, raw=raw, error=f"the arguments are nested deeper than {MAX_DEPTH} levels")
+    try:  # what is no JSON would be lost, or would raise, on the way to the environment
+        name, arguments = msgspec.json.decode(msgspec.json.encode((name, arguments)))
+    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
+        return ToolCall(id=own_id, raw=raw, error=f"not valid JSON ({error})")
     if not isinstance(arguments, dict):
         return ToolCall(id=own_id, name=name, raw=raw, error="the arguments must be a JSON object")
     return ToolCall(id=own_id, name=name, arguments=arguments, raw=raw)
+
+
+def _too_deep(value: Any, room: int = MAX_DEPTH) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return room < 0 or any(_too_deep(part, room - 1) for part in inner)
 
 
 STATUS_WORDS = {  # of `renderers.base.ToolCallParseStatus`, for calls of which no name with arguments could be read
@@ -124,12 +152,25 @@ STATUS_WORDS = {  # of `renderers.base.ToolCallParseStatus`, for calls of which 
 }
 
 
-def parsed_call(parsed: Any) -> ToolCall:
-    """A `renderers.base.ParsedToolCall` as a call of ours."""
+def parsed_call(parsed: Any, *, texts: Collection[str] = ()) -> ToolCall:
+    """A `renderers.base.ParsedToolCall` as a call of ours.
+
+    Args:
+        texts: arguments that are texts by their schema, which a parser without schemas may have taken for numbers.
+    """
     call = checked_call(parsed.name, parsed.arguments, parsed.raw, own_id=parsed.id or "")
     words = STATUS_WORDS.get(str(parsed.status))
-    readable = call.error is None and str(parsed.status) == "invalid_json"  # values that are plain text: fit to be judged
-    return call if words is None or readable else msgspec.structs.replace(call, arguments=None, error=words)
+    readable = call.arguments is not None and str(parsed.status) == "invalid_json"  # values in plain text, fit to be judged
+    if words is not None and not readable:
+        return msgspec.structs.replace(call, arguments=None, error=words)
+    if call.arguments is None or not texts:
+        return call
+    as_written = {k: _written(value) if k in texts else value for k, value in call.arguments.items()}
+    return msgspec.structs.replace(call, arguments=as_written)
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def first_only(message: AssistantMessage) -> AssistantMessage:
@@ -175,11 +216,3 @@ def _json_trouble(raw: str) -> str:
     except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError) as error:
         return f"not valid JSON ({error})"
     return "there is more than one JSON value in one call"
-
-
-def _end_of_thoughts(text: str) -> int:
-    """Where what a reply says begins, after its `<think>` block; calls drafted in thoughts are not made."""
-    if not text.lstrip().startswith("<think>"):
-        return 0
-    closed = text.find("</think>")
-    return len(text) if closed < 0 else closed + len("</think>")
