@@ -68,7 +68,7 @@ def _lengths(good: Sequence[Rollout], turns: Sequence[Turn], seq_len: int, notes
     if cut > CUT_SHARE:
         notes.warn(
             f"{cut:.0%} of the replies are cut by the token limit",
-            "raise orchestrator.sampling.max_tokens, or ask for shorter replies",
+            "raise orchestrator.sampling.max_tokens, unless short replies are what is to be learned",
         )
     full = fmean(rollout.stop_reason is StopReason.CONTEXT_FULL for rollout in good)
     if full > CUT_SHARE:
