@@ -7,6 +7,7 @@ from typing import Any
 from turnwise.diagnose.notes import Notes
 from turnwise.diagnose.text_checks.reading import Reading
 from turnwise.envs.messages import AssistantMessage, Tool, ToolCall, tool_message
+from turnwise.orchestrator.described_tools import INSTRUCTIONS
 from turnwise.orchestrator.tokenizer import ChatError
 from turnwise.orchestrator.types import Message
 
@@ -35,7 +36,7 @@ def judge_tools(reading: Reading, tools: Sequence[Tool], notes: Notes) -> list[s
         notes.fail(f"the prompt does not tell of the tools {', '.join(hidden)}")
         return []
     specs = [tool.spec() for tool in tools]
-    native = tools[0].name in reading.rendered(QUESTION, tools=specs)
+    native = INSTRUCTIONS.partition("{")[0] not in offering.decode(prompt)
     calls = [ToolCall(id=f"call{i:05d}", name=tools[0].name, arguments=arguments_for(tools[0])) for i in range(2)]
     _read_back(offering, prompt, calls[:1], _written(reading, calls[:1], specs, native=native), notes)
     several = _several(offering, prompt, calls, _written(reading, calls, specs, native=native))
@@ -64,10 +65,19 @@ def _written(reading: Reading, calls: Sequence[ToolCall], specs: Sequence[Mappin
     if not native:
         blocks = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls]
         return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
-    spoken: Message = {"role": "assistant", "content": "", "tool_calls": [call.spec() for call in calls]}
     before = reading.rendered(QUESTION, tools=specs)
-    after = reading.rendered([*QUESTION, spoken], tools=specs, opening=False)
-    return reading.until_stop(after.removeprefix(before)) if after.startswith(before) else ""
+    for as_text in (False, True):  # how the template wants arguments
+        spoken: Message = {"role": "assistant", "content": "", "tool_calls": [_spec(call, as_text=as_text) for call in calls]}
+        after = reading.rendered([*QUESTION, spoken], tools=specs, opening=False)
+        if after.startswith(before):
+            return reading.until_stop(after.removeprefix(before))
+    return ""
+
+
+def _spec(call: ToolCall, *, as_text: bool) -> dict[str, Any]:
+    spec = call.spec()
+    arguments = json.dumps(call.arguments, ensure_ascii=False) if as_text else call.arguments
+    return {**spec, "function": {**spec["function"], "arguments": arguments}}
 
 
 def _read_back(reading: Reading, prompt: Sequence[int], calls: Sequence[ToolCall], written: str, notes: Notes) -> None:
