@@ -12,6 +12,7 @@ from turnwise.monitor import Conditions
 from turnwise.monitor.expressions import ExpressionError
 from turnwise.report.balance import Balance
 from turnwise.report.changes import changes, conclusion, table
+from turnwise.report.check_page import check_section
 from turnwise.report.dialogue import dialogue, pick
 from turnwise.report.findings import findings
 from turnwise.report.plots import draw_run, smoothed
@@ -45,6 +46,7 @@ def write_report(run_root: Path) -> Path:
         _curves(pictures, run_root),
         _variety(run),
         _samples(run),
+        check_section(run_root),
         _about(run),
     ]
     folder.mkdir(exist_ok=True)
