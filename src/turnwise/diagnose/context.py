@@ -1,5 +1,6 @@
 """What checks look at: made when first asked for, once, by the code that a run uses."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from turnwise.diagnose.core import CheckFailed
 from turnwise.launch.models import Progress
 
 if TYPE_CHECKING:
+    from turnwise.diagnose.footprint import Footprint
     from turnwise.diagnose.probe_report import ProbeReport
     from turnwise.diagnose.served import Swapped
     from turnwise.diagnose.session import OpenEngines, Session
@@ -201,6 +203,16 @@ class Context:
             raise CheckFailed(probe.failure or "the trainer's processes published nothing", f"read the log, {probe.log}")
         self.say("the engine takes over the update")
         return swap_in(self.session, probe.published, sample.token_ids[: sample.loss_mask.index(True)])
+
+    @artefact
+    def footprint(self) -> "Footprint":
+        """What the engines take while they run. Raises CheckFailed."""
+        from turnwise.diagnose.footprint import footprint
+        from turnwise.launch.gpus import look
+
+        urls = [replica.url for replica in self.session.client.replicas.all]
+        measured = asyncio.to_thread(footprint, self.run_id, urls, look(), self.config.gpus.inference)
+        return self.session.run(measured)  # on its loop: an engine without a process of its own answers there alone
 
     def end_session(self) -> None:
         """End the engines, for a check that needs their place; who asks for `session` afterwards starts others."""
