@@ -1,23 +1,17 @@
 """The canary alarm between a real trainer and real engines, right ones and ones with a planted fault behind a right digest."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import torch
-from aiohttp import web
-from safetensors.torch import load_file, save_file
 
 from support.batches import make_batch
+from support.faulty_engine import HiddenFault, faulty_engine
 from support.served_engine import ENGINES, connected, dtype_of, started
 from support.tiny_model import build_tiny_model
 from turnwise.config import RLConfig
 from turnwise.inference import InferenceClient
-from turnwise.inference.embedded.build import build_server
-from turnwise.inference.embedded.lean_decoder import LeanDecoder
 from turnwise.orchestrator.canary import CanaryAlarm, CanaryWatch
 from turnwise.orchestrator.weights import Policy
 from turnwise.trainer.loop import run_trainer
@@ -25,7 +19,6 @@ from turnwise.transport import BatchLog, RunDir, WeightsStore
 
 STEPS = 8
 LORA = {"rank": 6, "alpha": 9.0}
-Fault = Literal["version before", "not applied", "half of it"]
 
 
 def config_of(model: Path, folder: Path, kind: str, dtype: str, lora: dict[str, Any] | None) -> RLConfig:
@@ -106,65 +99,15 @@ async def test_an_engine_with_full_weights_shows_every_step(kind: str, model: Pa
     assert metrics["canary/change_shown/mean"] == pytest.approx(1, abs=0.02 if kind == "vllm" else 1e-3)
 
 
-class FaultyDecoder(LeanDecoder):
-    """Holds every adapter as published, so that digests are right, and computes with another."""
-
-    fault: Fault
-    published: WeightsStore
-
-    def load_adapter(self, name: str, folder: Path) -> None:
-        super().load_adapter(name, folder)
-        wrong = folder
-        if self.fault == "version before":
-            wrong = self.published.path(max(0, int(name[1:]) - 1))
-        elif self.fault == "half of it":
-            wrong = _half(folder)
-        super().load_adapter(_hidden(name), wrong)
-
-    def prompt_logprobs(self, ids: Any, adapter: str | None) -> list[float]:
-        unused = adapter is None or self.fault == "not applied"
-        return super().prompt_logprobs(ids, None if unused or adapter is None else _hidden(adapter))
-
-
-def _hidden(name: str) -> str:
-    return f"{name} as it is computed with"
-
-
-def _half(folder: Path) -> Path:
-    """The adapter of the feed-forward blocks, and none of attention."""
-    half = folder.with_name(f"{folder.name}-half")
-    half.mkdir(exist_ok=True)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    kept = {name: torch.zeros_like(value) if "self_attn" in name else value for name, value in tensors.items()}
-    save_file(kept, half / "adapter_model.safetensors")
-    (half / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
-    return half
-
-
-@asynccontextmanager
-async def faulty_engine(config: RLConfig, store: WeightsStore, fault: Fault) -> AsyncIterator[InferenceClient]:
-    server = build_server(config)
-    decoder: Any = server.engine.decoder
-    decoder.__class__ = FaultyDecoder
-    decoder.fault, decoder.published = fault, store
-    runner = web.AppRunner(server.application(), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        async with InferenceClient([url], model=config.model.name, request_timeout_s=60, max_retries=0) as client:
-            yield client
-    finally:
-        server.engine.stop()
-        await runner.cleanup()
-
-
 @pytest.mark.parametrize("fault", ["version before", "not applied", "half of it"])
 async def test_an_engine_that_holds_the_right_adapter_and_computes_with_another_is_found(
-    published: tuple[RLConfig, WeightsStore], fault: Fault
+    published: tuple[RLConfig, WeightsStore], fault: HiddenFault
 ) -> None:
     config, store = published
     with pytest.RaisesGroup(pytest.RaisesExc(CanaryAlarm, match="holds the tensors that the trainer published")):
-        async with faulty_engine(config, store, fault) as client:
+        async with (
+            faulty_engine(config, store, fault) as urls,
+            InferenceClient(urls, model=config.model.name, request_timeout_s=60, max_retries=0) as client,
+        ):
             await follow(client, store)
     assert store.served() < STEPS
