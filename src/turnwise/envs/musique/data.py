@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 REQUIRED = ("question", "answer", "paragraphs")
 LOCAL_NAMES = {"bdsaglam/musique": ("musique",), "bdsaglam/musique-mini": ("musique-mini", "musique_mini")}
 LOCAL_CONFIGURATIONS = {"answerable": ("ans", "answerable"), "full": ("full",)}
-LOCAL_SPLITS = {"validation": ("validation", "dev")}
+LOCAL_SPLITS = {"validation": ("dev", "validation")}
 HOPS = re.compile(r"([2-9])hop")
 
 TaskSource = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]

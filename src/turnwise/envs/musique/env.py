@@ -126,6 +126,7 @@ class MuSiQue(ToolEnv):
         if split not in self._tasks:
             rows = read_rows(self.sources[split], key=f"args.{split}")
             self._tasks[split] = keep(rows, hops=self.hops, answerable=self.answerable)
+            self._corpus_of_all()  # half a minute for the whole data set, which no time limit of a rollout should meet
             if rows and not self._tasks[split]:
                 raise ValueError(
                     f"args.hops = {self.hops} and args.answerable = {self.answerable} leave none of the {len(rows)} rows of "
@@ -135,10 +136,7 @@ class MuSiQue(ToolEnv):
 
     def begin(self, task: Task) -> str:
         question = Question.of(task)
-        if self.corpus_source == "question":
-            corpus = question_corpus(question.paragraphs)
-        else:
-            self._shared = corpus = self._shared or shared_corpus(self.corpus_source, self.sources)
+        corpus = self._corpus_of_all() or question_corpus(question.paragraphs)
         self._episode = Episode(question, corpus, self.unanswerable_answer)
         return prompts.opening(question.text)
 
@@ -201,6 +199,12 @@ class MuSiQue(ToolEnv):
 
     def episode_metrics(self) -> dict[str, float]:
         return {**self._episode.metrics(), **super().episode_metrics()}
+
+    def _corpus_of_all(self) -> Corpus | None:
+        """The corpus that all questions share; None where each has its own."""
+        if self._shared is None and self.corpus_source != "question":
+            self._shared = shared_corpus(self.corpus_source, self.sources)
+        return self._shared
 
     def _pay_for(self, newly_found: float | None) -> None:
         if newly_found is None:
