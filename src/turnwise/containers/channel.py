@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 CHUNK = 1 << 16
@@ -97,13 +98,10 @@ class SocketChannel:
             if self._closed:
                 return
             self._closed = True
-        try:
+        with suppress(OSError):  # the other end was faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other end was faster
-            pass
-        finally:
-            self._release()
-            self._socket.close()
+        self._release()
+        self._socket.close()
 
 
 class PipeChannel:
@@ -147,7 +145,7 @@ class PipeChannel:
             if self._closed:
                 return
             self._closed = True
-        self.process.kill()  # ends a read in another thread: the output has no other writer
+        self.process.kill()  # ends a read in another thread
         self.process.wait()
         assert self.process.stdin is not None
         assert self.process.stdout is not None

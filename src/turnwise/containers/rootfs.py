@@ -182,7 +182,7 @@ def _extract(archive: Path, written: IO[bytes], name: str, folder: Path) -> Path
         source = tar.extractfile(name)
         if source is None:
             raise RecipeFailed(f"the packages have no {name}")
-        path = folder / "shell"
+        path = folder / Path(name).name  # busybox goes by its name
         path.write_bytes(source.read())
         path.chmod(0o755)
         return path

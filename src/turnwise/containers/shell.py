@@ -20,6 +20,7 @@ from enum import StrEnum
 from turnwise.containers.channel import Channel
 
 MARKER_BYTES = 16
+BEGIN_S = 20.0  # for a shell to read a line; it needs a microsecond, an overloaded machine seconds
 END_TAIL = 8  # a blank, an exit status of up to three digits, a newline, and room
 
 
@@ -116,7 +117,7 @@ class Shell:
         reader = _Reader(self._channel, deadline, Bounded(max_bytes), flood_bytes)
         try:
             self._channel.send(line % (begin, quote(command), rest, end, after), deadline)
-            reader.skip_to(b"\n" + begin + b"\n")
+            reader.skip_to(b"\n" + begin + b"\n", min(deadline, time.monotonic() + BEGIN_S))
             for chunk in stdin or ():
                 self._channel.send(chunk, deadline)
             code = reader.read_to(end)
@@ -146,14 +147,14 @@ class _Reader:
         self._pending = b""
         self._began = False
 
-    def _more(self) -> None:
-        data = self._channel.receive(self._deadline)
+    def _more(self, deadline: float) -> None:
+        data = self._channel.receive(deadline)
         if not data:
             raise EOFError
         self._read += len(data)
         self._pending += data
 
-    def skip_to(self, marker: bytes) -> None:
+    def skip_to(self, marker: bytes, deadline: float) -> None:
         while True:
             found = self._pending.find(marker)
             if found >= 0:
@@ -162,7 +163,7 @@ class _Reader:
                 return
             self._pending = self._pending[-len(marker) :]
             self._check_flood()
-            self._more()
+            self._more(deadline)
 
     def read_to(self, marker: bytes) -> int:
         pattern = re.compile(rb"\n" + marker + rb" (\d{1,3})\n")
@@ -177,7 +178,7 @@ class _Reader:
                 self._kept.add(self._pending[:settled])
                 self._pending = self._pending[settled:]
             self._check_flood()
-            self._more()
+            self._more(self._deadline)
 
     def _check_flood(self) -> None:
         if self._read > self._flood:
