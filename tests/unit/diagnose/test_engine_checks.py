@@ -1,6 +1,7 @@
 """Memory and speed: verdicts from measured numbers, and how these are scaled to a run."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.rollouts import make_group
+from support.planted_checks import tables
+from support.rollouts import ECHO, make_group
 from turnwise.config import AdvantageConfig, RLConfig, StopConfig
+from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import Verdict
-from turnwise.diagnose.engine_checks import judge_memory, judge_speed, would_hold
+from turnwise.diagnose.engine_checks import MEMORY, SPEED, judge_memory, judge_speed, would_hold
 from turnwise.diagnose.footprint import Footprint, cache_tokens, footprint
 from turnwise.diagnose.pace import Pace, Played, evaluation_count, pace_of, signal_share, works_beside
 from turnwise.diagnose.probe_report import Cost, Gradient, Memory, ProbeReport, Published, Rehearsal, Setting
+from turnwise.diagnose.served import Swapped
 from turnwise.launch.gpus import Gpu, Machine
 from turnwise.launch.memory import GIB
 from turnwise.orchestrator.filters import Fate, JudgedGroup, judge
@@ -307,3 +311,41 @@ def test_a_run_of_more_than_a_week_is_a_warning_with_what_would_be_faster(part: 
 def test_a_run_that_its_own_condition_would_end_for_its_speed_is_a_warning(condition: str, holds: bool):
     assert would_hold(condition, SLOW.step_s, window=20) is holds
     assert (speed(SLOW, abort_when=condition).verdict is Verdict.WARN) == holds
+
+
+# --- the checks -------------------------------------------------------------------------------------------------------
+
+
+def planted(model: Path, folder: Path, told: ProbeReport) -> Context:
+    """Everything measured, as the checks before leave it."""
+    given = tables(model, folder, env=[{"id": ECHO, "args": {"tasks": 7}}], eval={"num_examples": 5, "rollouts_per_example": 2})
+    context = Context(RLConfig.model_validate(given), folder / "scratch", lambda text: None)
+    artefacts: dict[str, Any] = {
+        "groups": GROUPS,
+        "batch": batch(placed=16, trained=8),
+        "probe": told,
+        "footprint": Footprint(GIB, {}, None),
+        "swapped": Swapped(READY, 1.0, [], [(1, 4)], 0.1),
+    }
+    for name, value in artefacts.items():
+        setattr(context, name, value)
+    return context
+
+
+def test_the_checks_take_what_others_measured(tiny_model: Path, tmp_path: Path):
+    """A batch of 8 is half of the 16 rollouts that took 2 s; an evaluation is 5 tasks twice."""
+    context = planted(tiny_model, tmp_path, report())
+    speed, memory = SPEED.run(context), MEMORY.run(context)
+    assert (speed.data["rollouts_s"], speed.data["evaluation_s"], speed.data["swap_s"]) == (1.0, 1.25, 0.1)
+    assert speed.data["train_s"] == pytest.approx(2.5)
+    assert memory.data["engine_ram_gib"] == 1.0
+    assert "a micro-batch of 2,048 tokens takes 3.0 GiB" in memory.evidence
+
+
+def test_nothing_is_foreseen_from_a_probe_that_failed(tiny_model: Path, tmp_path: Path):
+    told = report(gradient=None, cost=None, published=None, rehearsal=None, failure="planted", stage="gradient")
+    context = planted(tiny_model, tmp_path, told)
+    for check in (SPEED, MEMORY):
+        found = check.run(context)
+        assert found.verdict is Verdict.SKIPPED
+        assert "while gradient was measured" in found.evidence

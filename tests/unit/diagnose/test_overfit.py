@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 from support import fake_short_rl
+from support.planted_checks import tables
 from support.rollouts import echo_setup, make_config, make_group
 from turnwise.config import AdvantageConfig, RLConfig
+from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import CheckFailed, Finding, Verdict
 from turnwise.diagnose.overfit import (
+    OVERFIT,
     bold_learning_rate,
     clearly_risen,
     hardest_contrast,
@@ -241,6 +245,51 @@ def test_the_curve_is_drawn_and_told_as_numbers():
     assert "▁" in found.lines[0]
     assert found.data["rewards"][0] == pytest.approx(-1.7)
     assert found.data["standard_error"] > 0
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+class Planted(Context):
+    """With rollouts that were played in so many seconds, and engines whose end is counted."""
+
+    def __init__(self, folder: Path, model: Path, *, seconds: float, lr: float) -> None:
+        given = {**tables(model, folder), "trainer": {"optim": {"lr": lr}}}
+        super().__init__(RLConfig.model_validate(given), folder / "scratch", lambda text: None)
+        groups = [judged([0.0, 1.0, 0.0, 1.0], 1)]
+        timing = {"started": 0.0, "total_s": seconds, "engine_s": 0.0, "env_s": 0.0}
+        rollouts = tuple(replace(rollout, timing=timing) for rollout in groups[0].group.rollouts)
+        self.groups = [replace(groups[0], group=replace(groups[0].group, rollouts=rollouts))]  # pyright: ignore[reportAttributeAccessIssue]
+        self.ended = 0
+
+    def end_session(self) -> None:
+        self.ended += 1
+
+
+def test_a_run_that_would_take_too_long_is_left_to_the_user(tiny_model: Path, tmp_path: Path):
+    context = Planted(tmp_path, tiny_model, seconds=300.0, lr=1e-5)
+    found = OVERFIT.run(context)
+    assert found.verdict is Verdict.SKIPPED
+    assert found.evidence == "4 steps of 16 rollouts would take 80 min or more"
+    assert "--orchestrator.buffer.tasks '[\"train-1\"]'" in found.remedy
+    assert context.ended == 0
+
+
+def test_engines_make_room_and_the_task_is_played_boldly(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    played: list[RLConfig] = []
+
+    def instead(config: RLConfig, **options: Any) -> ShortRun:
+        played.append(config)
+        return RISEN
+
+    monkeypatch.setattr("turnwise.diagnose.overfit.play", instead)
+    context = Planted(tmp_path, tiny_model, seconds=1.0, lr=1e-5)
+    found = OVERFIT.run(context)
+    assert context.ended == 1
+    assert [config.orchestrator.buffer.tasks for config in played] == [["train-1"]]
+    assert played[0].trainer.optim.lr == found.data["lr"] > 100 * found.data["own_lr"]
+    assert found.verdict is Verdict.WARN  # max_steps = 4 at 1e-5 go nowhere
+    assert "max_steps = 4" in found.remedy
 
 
 # --- a real process ---------------------------------------------------------------------------------------------------
