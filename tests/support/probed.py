@@ -1,0 +1,53 @@
+"""What a probe looks at in tests: a run on the tiny model, and a batch with the logprobs that the model gives its tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from support.adapters import reference_logprobs
+from support.batches import make_batch
+from turnwise.config import RLConfig
+from turnwise.config.files import merge
+from turnwise.transport import Batch, Sample
+
+TEMPERATURE = 0.7
+
+
+def probed_config(folder: Path, tiny_model: Path, /, **changes: Any) -> RLConfig:
+    """A resolved configuration of a run with LoRA on the tiny model, in `folder`."""
+    tables = {
+        "output_dir": str(folder),
+        "trajectories_dir": str(folder / "trajectories"),
+        "run_name": "probed",
+        "max_steps": 100,
+        "seq_len": 128,
+        "model": {"name": str(tiny_model)},
+        "inference": {"dp": 1, "port": 1024, "max_loras": 4},
+        "orchestrator": {"env": [{"id": "wordle"}], "max_inflight": 8, "sampling": {"temperature": TEMPERATURE}},
+        "trainer": {
+            "processes": 1,
+            "threads": 1,
+            "micro_batch_tokens": 128,
+            "model": {"lora": {"rank": 4, "alpha": 8}},
+            "optim": {"lr": 1e-3},
+        },
+    }
+    return RLConfig.model_validate(merge(tables, changes))
+
+
+def scored_batch(model: Path, *, temperature: float = TEMPERATURE, groups: int = 3, group_size: int = 4) -> Batch:
+    """A batch of random tokens, as if an engine that computes as transformers does had sampled them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    engine = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    batch = make_batch(1, groups=groups, group_size=group_size)
+    samples = [_scored(engine, sample, temperature) for sample in batch.samples]
+    return msgspec.structs.replace(batch, samples=samples, temperature=temperature)
+
+
+def _scored(engine: Any, sample: Sample, temperature: float) -> Sample:
+    values = [0.0, *reference_logprobs(engine, sample.token_ids, temperature=temperature)]
+    logprobs = [value if chosen else 0.0 for value, chosen in zip(values, sample.loss_mask, strict=True)]
+    return msgspec.structs.replace(sample, logprobs=logprobs)
