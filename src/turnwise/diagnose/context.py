@@ -28,7 +28,8 @@ Made = TypeVar("Made")
 
 
 class artefact(Generic[Made]):
-    """A property that is made when first asked for. A failure to make it is remembered too: the same CheckFailed each time.
+    """A property that is made when first asked for. A failure to make it is remembered too: the same CheckFailed each time,
+    whatever was raised.
 
     An assignment replaces it, which is how tests plant one.
     """
@@ -52,12 +53,13 @@ class artefact(Generic[Made]):
             raise failures[self._name]
         try:
             made = self._make(instance)
-        except ConfigError as error:
-            failures[self._name] = CheckFailed(str(error))
-            raise failures[self._name] from error
         except CheckFailed as failure:
             failures[self._name] = failure
             raise
+        except Exception as error:  # users' environments, templates and libraries may raise anything
+            told = isinstance(error, ConfigError)  # its message is complete
+            failures[self._name] = CheckFailed(str(error)) if told else CheckFailed.because(error)
+            raise failures[self._name] from error
         instance.__dict__[self._name] = made  # found before this descriptor from now on
         return made
 

@@ -43,9 +43,16 @@ class Finding:
 class CheckFailed(Exception):
     """What a check stands on could not be made; its text is the evidence."""
 
-    def __init__(self, evidence: str, remedy: str = "") -> None:
+    def __init__(self, evidence: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
         super().__init__(evidence)
-        self.finding = Finding(Verdict.FAIL, evidence, remedy)
+        self.finding = Finding(Verdict.FAIL, evidence, remedy, lines=tuple(lines))
+
+    @classmethod
+    def because(cls, error: Exception) -> "CheckFailed":
+        """As which an exception is told that nobody foresaw: with its place, and the traceback as lines."""
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        return cls(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})", lines=lines)
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,5 @@ def _answer(check: Check, context: "Context") -> Finding:
         return check.run(context)
     except CheckFailed as failure:
         return failure.finding
-    except Exception as error:
-        # a fault of the configuration may show anywhere; a check that breaks is an answer too, and names its place
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        evidence = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        return Finding(Verdict.FAIL, evidence, lines=tuple(traceback.format_exception(error)))
+    except Exception as error:  # a fault of the configuration may show anywhere; a check that breaks is an answer too
+        return CheckFailed.because(error).finding
