@@ -8,13 +8,16 @@ is here.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 from gymnasium import spaces
 
 from turnwise.config import RewardConfig
 from turnwise.envs.rewards import compose
+
+if TYPE_CHECKING:
+    from turnwise.containers import Pools
 
 Task = Mapping[str, Any]
 Step = tuple[str, float, bool, bool, dict[str, Any]]
@@ -64,6 +67,11 @@ class TextEnv(gymnasium.Env[str, str], ABC):
 
     max_turns: int = 1
     """Replies of one episode; the one that reaches it is truncated, unless the rules ended the episode there."""
+
+    uses_containers: ClassVar[bool] = False
+    """Whether episodes need task containers, which are then in `containers` before the first reset."""
+
+    containers: "Pools | None" = None
 
     component_names: ClassVar[frozenset[str]] = frozenset()
     """Names of all reward components; others are then refused, here and in `reward.weights`. Empty: not checked."""

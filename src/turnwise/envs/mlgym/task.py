@@ -25,6 +25,11 @@ class Submission(StrEnum):
     MODEL = "ModelSubmissionTasks"  # the first *.yaml
     LANGUAGE_MODEL = "LMSubmissionTasks"  # whatever lies in the workspace, trained under torchrun
 
+    @property
+    def expected(self) -> str:
+        """What has to be there, in words."""
+        return {"CSV": "submission.csv", "PYTHON": "edited starter file", "MODEL": "*.yaml"}.get(self.name, "file")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,6 +51,7 @@ class Task:
     baseline: Mapping[Half, Scores] = field(default_factory=dict[Half, Scores])
     baseline_script: str | None = None  # is run where `baseline` has no scores
     time_limit_s: float = 3600.0  # of a command that trains, and of an evaluation
+    gpus: int = 0
 
     @property
     def rises(self) -> bool:

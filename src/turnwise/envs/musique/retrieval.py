@@ -38,12 +38,11 @@ class Corpus:
         for position, paragraph in enumerate(self.paragraphs):
             self._by_title.setdefault(_folded(paragraph.title), position)
             self._positions.setdefault(paragraph, position)
-        words = _words([f"{paragraph.title} {paragraph.text}" for paragraph in self.paragraphs])
-        self._index = _build(words) if any(words) else None
+        self._index = _index([f"{paragraph.title} {paragraph.text}" for paragraph in self.paragraphs])
 
     def search(self, query: str, k: int) -> list[int]:
         """Positions of the best `k` paragraphs that share a word with the query, best first, equals in their order."""
-        words = _words([query[:MAX_QUERY_CHARACTERS]])[0]
+        words = _words(query[:MAX_QUERY_CHARACTERS])
         if self._index is None or not words or k < 1:
             return []
         scores: np.ndarray = self._index.get_scores(words)
@@ -101,19 +100,23 @@ def question_corpus(paragraphs: tuple[Paragraph, ...]) -> Corpus:
     return QUESTIONS.get(paragraphs, lambda: Corpus(paragraphs))
 
 
-def _words(texts: list[str]) -> list[list[str]]:
+def _words(text: str) -> list[str]:
     import bm25s  # late: most environments do without
 
-    words = bm25s.tokenize(texts, stopwords="english", return_ids=False, show_progress=False)
-    return cast(list[list[str]], words)
+    words = bm25s.tokenize([text], stopwords="english", return_ids=False, show_progress=False)
+    return cast(list[list[str]], words)[0]
 
 
-def _build(words: list[list[str]]) -> Any:
+def _index(texts: list[str]) -> Any:
+    """The BM25 index, or None where no text has a word."""
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG and tells of every index
+    tokens = cast(bm25s.tokenization.Tokenized, bm25s.tokenize(texts, stopwords="english", show_progress=False))
+    if not tokens.vocab:
+        return None
     index = bm25s.BM25(method="lucene", backend="numpy")
-    index.index(words, show_progress=False)
+    index.index(tokens, show_progress=False)
     return index
 
 
