@@ -12,6 +12,7 @@ from turnwise.containers.errors import (
     TransferRefused,
 )
 from turnwise.containers.pool import Pool, PoolState
+from turnwise.containers.pools import Pools, open_pools
 from turnwise.containers.spec import DATA, HOME
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "Pool",
     "PoolBusy",
     "PoolState",
+    "Pools",
     "RecipeFailed",
     "TransferRefused",
     "make_pool",
+    "open_pools",
 ]

@@ -47,15 +47,17 @@ class SocketChannel:
         self._socket = stream
         self._release = release
         self._buffer = bytearray()
-        self._closing = threading.Lock()
+        # a descriptor is closed when nobody waits on it: its number would be given to another file, on which the wait went on
+        self._using = threading.Lock()
         self._closed = False
 
     def send(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         try:
             while view:
-                self._socket.settimeout(remaining(deadline))
-                view = view[self._socket.send(view[:CHUNK]) :]
+                with self._using:
+                    self._socket.settimeout(remaining(deadline))
+                    view = view[self._socket.send(view[:CHUNK]) :]
         except TimeoutError:
             raise
         except (OSError, ValueError) as error:
@@ -67,8 +69,9 @@ class SocketChannel:
             if payload:
                 return payload
             try:
-                self._socket.settimeout(remaining(deadline))
-                more = self._socket.recv(CHUNK)
+                with self._using:
+                    self._socket.settimeout(remaining(deadline))
+                    more = self._socket.recv(CHUNK)
             except TimeoutError:
                 raise
             except (OSError, ValueError):  # reset by an engine that died, or closed by another thread
@@ -94,14 +97,13 @@ class SocketChannel:
         return b"".join(payloads)
 
     def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
         with suppress(OSError):  # the other end was faster
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._release()
-        self._socket.close()
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                self._release()
+                self._socket.close()
 
 
 class PipeChannel:
@@ -113,10 +115,12 @@ class PipeChannel:
         self.process = process
         self._stdin, self._stdout = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(self._stdin, False)
-        self._closing = threading.Lock()
+        self._using = threading.Lock()  # as in SocketChannel
         self._closed = False
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        if self._closed:
+            raise EOFError
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(remaining(deadline) * 1000):
@@ -125,29 +129,32 @@ class PipeChannel:
     def send(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            self._wait(self._stdin, select.POLLOUT, deadline)
-            try:
-                view = view[os.write(self._stdin, view[:CHUNK]) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise EOFError(str(error)) from error
+            with self._using:
+                self._wait(self._stdin, select.POLLOUT, deadline)
+                try:
+                    view = view[os.write(self._stdin, view[:CHUNK]) :]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise EOFError(str(error)) from error
 
     def receive(self, deadline: float) -> bytes:
-        self._wait(self._stdout, select.POLLIN, deadline)
-        try:
-            return os.read(self._stdout, CHUNK)
-        except OSError:
-            return b""
+        with self._using:
+            try:
+                self._wait(self._stdout, select.POLLIN, deadline)
+                return os.read(self._stdout, CHUNK)
+            except TimeoutError:
+                raise
+            except (OSError, EOFError):
+                return b""
 
     def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-        self.process.kill()  # ends a read in another thread
+        self.process.kill()  # wakes whoever waits
         self.process.wait()
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                assert self.process.stdin is not None
+                assert self.process.stdout is not None
+                self.process.stdin.close()
+                self.process.stdout.close()

@@ -33,6 +33,12 @@ DEFAULT_SOCKET = "/var/run/docker.sock"
 SERVER_ERROR, CONFLICT = 500, 409
 
 
+class Client(docker.APIClient):
+    """The SDK's client, deaf to the environment: requests would let REQUESTS_CA_BUNDLE win over an engine's own authority."""
+
+    trust_env: Any = property(lambda self: False, lambda self, value: None)  # noqa
+
+
 class Tunnel:
     """An engine's socket on another machine, forwarded over one ssh connection to a socket here."""
 
@@ -118,16 +124,16 @@ class Engine:
         config = self._config
         if config is None:
             named: dict[str, Any] = {**docker.utils.kwargs_from_env(), **common}
-            return docker.APIClient(**named)
+            return Client(**named)
         if config.url.startswith("ssh://"):
             if self._tunnel is None:
                 self._tunnel = Tunnel(config.url)
-            return docker.APIClient(f"unix://{self._tunnel.socket}", **common)
+            return Client(f"unix://{self._tunnel.socket}", **common)
         tls: Any = False
         if config.tls_ca and config.tls_cert and config.tls_key:
             client = (str(config.tls_cert), str(config.tls_key))
             tls = docker.tls.TLSConfig(client_cert=client, ca_cert=str(config.tls_ca), verify=True)
-        return docker.APIClient(config.url, tls=tls, **common)
+        return Client(config.url, tls=tls, **common)
 
     @contextmanager
     def call(self) -> Generator[Any]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "images"
 SHELL_LABEL = "turnwise.shell"
-LAYOUT = 1  # of what `rootfs` makes of a recipe; another number makes every image anew
+LAYOUT = 2  # of what `rootfs` makes of a recipe; another number makes every image anew
 HASH_LENGTH = 12
 SETUP_S = 600
 
