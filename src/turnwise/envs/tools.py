@@ -228,25 +228,26 @@ class _PlainSchema(GenerateJsonSchema):
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
     """The first paragraph, and the descriptions under "Args:" by parameter."""
-    description = " ".join(text.partition("\n\n")[0].split())
-    _, found, section = text.partition("\nArgs:\n")
+    before, _, section = text.partition("\nArgs:\n")
+    description = " ".join(before.partition("\n\n")[0].split())
     texts: dict[str, str] = {}
-    if not found:
-        return description, texts
-    lines = section.split("\n")
-    indent = len(lines[0]) - len(lines[0].lstrip())
+    lines = [line for line in section.split("\n") if line.strip()]
+    indent = _depth(lines[0]) if lines else 0
     current = ""
     for line in lines:
-        depth = len(line) - len(line.lstrip())
-        match = PARAMETER.fullmatch(line.strip()) if depth == indent else None
-        if line.strip() and depth < indent:
+        if _depth(line) < indent:
             break  # the next section
+        match = PARAMETER.fullmatch(line.strip()) if _depth(line) == indent else None
         if match:
             current = match["name"]
             texts[current] = match["text"]
-        elif current and line.strip():
+        elif current:
             texts[current] += f" {line.strip()}"
     return description, texts
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _words(error: ValidationError) -> str:

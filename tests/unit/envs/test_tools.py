@@ -39,7 +39,11 @@ class Shelf:
 
     @tool(name="cut-out")
     def cut(self, pages: list[int], share: float | None = None, whole: bool = False, span: Span | None = None) -> str:
-        """Cut pages out."""
+        """Cut pages out.
+        Args:
+
+            pages: which
+        """
         return f"{pages} {share} {whole} {span}"
 
     def no_tool(self, anything: object) -> str:
@@ -73,7 +77,8 @@ def test_what_may_be_null_is_offered_as_what_may_be_left_out() -> None:
     properties = CUT.tool.parameters["properties"]
     assert properties["share"] == {"type": "number"}
     assert properties["whole"] == {"type": "boolean", "default": False}
-    assert properties["pages"] == {"type": "array", "items": {"type": "integer"}}
+    assert properties["pages"] == {"type": "array", "items": {"type": "integer"}, "description": "which"}
+    assert CUT.tool.description == "Cut pages out."
     assert CUT.tool.parameters["required"] == ["pages"]
     definition = CUT.tool.parameters["$defs"]["Span"]
     assert definition["required"] == ["start", "end"]
