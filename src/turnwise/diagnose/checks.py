@@ -4,6 +4,9 @@ from collections.abc import Collection, Sequence
 
 from turnwise.config import ConfigError
 from turnwise.diagnose.core import Check
+from turnwise.diagnose.engine_checks import MEMORY, SPEED
+from turnwise.diagnose.overfit import OVERFIT
+from turnwise.diagnose.served import SERVED
 from turnwise.diagnose.text_checks.advantages import ADVANTAGES
 from turnwise.diagnose.text_checks.environment import ENVIRONMENT
 from turnwise.diagnose.text_checks.mask import MASK
@@ -11,10 +14,12 @@ from turnwise.diagnose.text_checks.plan import PLAN
 from turnwise.diagnose.text_checks.reward import REWARD
 from turnwise.diagnose.text_checks.rollouts import ROLLOUTS
 from turnwise.diagnose.text_checks.template import TEMPLATE
+from turnwise.diagnose.trainer_checks import TRAINER_CHECKS
 from turnwise.envs.suggest import did_you_mean
 
+ENGINE_CHECKS = (SERVED, OVERFIT, MEMORY, SPEED)
 TEXT_CHECKS = (PLAN, TEMPLATE, ENVIRONMENT, ROLLOUTS, REWARD, ADVANTAGES, MASK)
-CHECKS: tuple[Check, ...] = TEXT_CHECKS
+CHECKS: tuple[Check, ...] = (*TEXT_CHECKS, *TRAINER_CHECKS, *ENGINE_CHECKS)
 
 
 def chosen(names: Collection[str], checks: Sequence[Check] = CHECKS) -> list[Check]:
