@@ -100,6 +100,9 @@ class ContainersConfig(Config):
     max_containers: int = Field(default=64, ge=1)
     """Most containers at once where `hosts` is empty, and with bubblewrap."""
 
+    evaluations: int = Field(default=4, ge=1)
+    """Most containers at once in which submissions are scored, beside those of the agents."""
+
     warm: int = Field(default=2, ge=0)
     """Containers kept ready for the next lease, beside those in use."""
 

@@ -1,0 +1,31 @@
+"""What an agent is told."""
+
+from collections.abc import Mapping
+
+from turnwise.envs.mlgym.editor import HELP
+
+SYSTEM = f"""You work on a machine-learning task in a container with a shell and Python. Your workspace is the current folder.
+
+Each of your replies holds what you think, in a few words, and exactly one block with one command:
+```
+ls -l data
+```
+Besides shell commands there are:
+validate                      score what lies in your workspace on one half of the hidden data, and go on
+submit                        hand in what lies in your workspace; it is scored on the other half, and the task is over
+{HELP}
+
+Write files with `create` and `insert`, or by a shell command such as `cat > solve.py <<'END'`. Commands that wait for input do
+not work. Improve on the baseline, then submit. What lies in your workspace when your turns run out is scored as if you had
+submitted it."""
+
+
+def opening(description: str, baseline: str, turns: int) -> str:
+    """The first observation of an episode."""
+    parts = [description, f"The baseline scores {baseline} on the half that validate uses." if baseline else ""]
+    return "\n\n".join([*filter(None, parts), f"You have {turns} replies."])
+
+
+def told(scores: Mapping[str, float]) -> str:
+    """Scores in words: `accuracy 0.766`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
