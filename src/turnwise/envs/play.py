@@ -1,5 +1,6 @@
 """Play an environment yourself: read what the policy reads, type what it would reply."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -38,6 +39,8 @@ def play(
     observation, _ = env.reset(seed=seed, options=None if task is None else {"task": task})
     if env.system_prompt:
         console.print(Panel(Text(env.system_prompt), title="system prompt", title_align="left"))
+    if env.examples:
+        console.print(Panel(_conversation(env.examples), title="worked examples", title_align="left"))
     if env.tools:
         console.print(Panel(_describe(env.tools), title="tools", title_align="left"))
     total, metrics, over = 0.0, {}, False
@@ -61,6 +64,15 @@ def play(
     console.print(Text(f"total reward {total:+.3f}", style="bold"))
     _show_metrics(console, metrics)
     return total
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]]) -> Text:
+    text = Text()
+    for message in messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+        text.append(f"{message['role']}: ", style="dim").append(" ".join(filter(None, [message["content"], *calls])) + "\n")
+    text.rstrip()
+    return text
 
 
 def _describe(tools: Sequence[Tool]) -> Text:

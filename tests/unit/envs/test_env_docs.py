@@ -50,7 +50,7 @@ def test_the_settings_of_musique_on_the_page_are_settings_of_musique() -> None:
     (table,) = tomllib.loads(block)["orchestrator"]["env"]
     parameters = inspect.signature(MuSiQue).parameters
     assert make("musique", table["args"]).max_turns == parameters["max_turns"].default == 8
-    for name in ("top_k", "snippet_chars", "corpus"):
+    for name in ("top_k", "snippet_chars", "corpus", "max_calls"):
         assert table["args"][name] == parameters[name].default
     sizes = re.findall(r"`(\w+_(?:reward|cost)) = ([\d.]+)`", PAGE.read_text(encoding="utf-8"))
     assert {name: float(value) for name, value in sizes} == {

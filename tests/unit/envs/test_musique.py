@@ -178,6 +178,11 @@ def test_the_number_of_results_is_the_configured_one_and_has_a_limit() -> None:
     assert [shown(), shown(k=1), shown(k=0), shown(k=-4), shown(k=100), shown(k=None)] == [2, 1, 2, 1, 3, 2]
 
 
+def test_one_reply_cannot_read_everything() -> None:
+    told = say(begun(max_calls=2), *(read(i) for i in range(4)))[4]["messages"]
+    assert [message["content"][:3] for message in told] == ["[0]", "[1]", "Not", "Not"]
+
+
 def test_snippets_are_cut_between_words_or_not_at_all() -> None:
     assert say(begun(snippet_chars=20), search("Olm river", k=1))[0] == "[2] Olm: The Olm is a river..."
     assert say(begun(snippet_chars=1), search("Olm river", k=1))[0] == "[2] Olm: T..."
@@ -260,6 +265,7 @@ def test_many_episodes_at_once_share_one_index() -> None:
         ({"top_k": 0}, r"args\.top_k = 0 must be at least 1"),
         ({"top_k": 6}, r"args\.top_k = 6 must be at most args\.max_k = 5"),
         ({"max_turns": 0}, r"args\.max_turns = 0 must be at least 1"),
+        ({"max_calls": 0}, r"args\.max_calls = 0 must be at least 1"),
         ({"search_cost": -0.1}, r"args\.search_cost = -0\.1 must be at least 0"),
         ({"format_reward": float("nan")}, r"args\.format_reward = nan must be at least 0"),
         ({"snippet_chars": -1}, r"args\.snippet_chars = -1 must be at least 0"),

@@ -83,11 +83,12 @@ def test_signatures_are_short() -> None:
 def test_a_person_searches_and_answers() -> None:
     output = io.StringIO()
     lines = "search Tolvar\nsaerch(1)\nsearch(\nhm\nanswer(text='Norway', paragraphs=[1, 3])\n"
-    env = MuSiQue(train=[bridge_row()], support_reward=0.5, format_reward=0.0)
+    env = MuSiQue(train=[bridge_row()], support_reward=0.5, format_reward=0.0, shown_examples=1)
     total = play(env, input=io.StringIO(lines), output=output, task=bridge_row())
     shown = " ".join(output.getvalue().split())
     assert total == pytest.approx(0.25 - 0.1 + 1.25)
     for text in (
+        'assistant: {"name": "search", "arguments": {"query": "Ilse Marn born"}}',
         "search(query: string, k?: integer)",
         "Find paragraphs by the words of a query.",
         "Type `tool words`",

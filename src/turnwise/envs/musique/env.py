@@ -49,6 +49,7 @@ class MuSiQue(ToolEnv):
         max_k: int = 5,
         snippet_chars: int | None = 300,
         max_turns: int = 8,
+        max_calls: int = 4,
         em_reward: float = 0.0,
         support_reward: float = 0.5,
         citation_reward: float = 0.25,
@@ -75,6 +76,7 @@ class MuSiQue(ToolEnv):
             max_k: most paragraphs that a search shows.
             snippet_chars: characters of each paragraph that a search shows; all when not given.
             max_turns: replies of an episode.
+            max_calls: calls of one reply that are run; with many, a reply could read every paragraph.
             em_reward: of an exact match, component `answer_em`. The F1 of the answer is paid whole, component `answer_f1`.
             support_reward: of all supporting paragraphs together, each paid when it is shown first, component `support_found`.
             citation_reward: times the F1 of the cited paragraphs, component `citation`.
@@ -91,7 +93,7 @@ class MuSiQue(ToolEnv):
             ValueError: for a value out of range, naming the argument.
         """
         super().__init__()
-        _check_ranges({"top_k": top_k, "max_k": max_k, "max_turns": max_turns}, at_least=1)
+        _check_ranges({"top_k": top_k, "max_k": max_k, "max_turns": max_turns, "max_calls": max_calls}, at_least=1)
         self.pays = Pays(em_reward, support_reward, citation_reward, format_reward, search_cost, invalid_call_cost)
         _check_ranges({**asdict(self.pays), "snippet_chars": snippet_chars or 0}, at_least=0)
         if top_k > max_k:
@@ -102,7 +104,7 @@ class MuSiQue(ToolEnv):
         self.corpus_source = str(corpus)
         self.hops, self.answerable = hops, answerable
         self.top_k, self.max_k, self.snippet_chars = top_k, max_k, snippet_chars
-        self.max_turns = max_turns
+        self.max_turns, self.max_calls = max_turns, max_calls
         self.unanswerable_answer = unanswerable_answer
         self.ends_without_call = without_call == "end"
         sure = answerable is True or all(only_answerable(source) for source in self.sources.values())
