@@ -91,9 +91,11 @@ def _name() -> list[str]:
 def _dry_run(request: "Request", *, as_json: bool) -> int:
     from turnwise.config.command import check
     from turnwise.launch.dry_run import dry_run
+    from turnwise.launch.hub import go_offline_without_hub
 
     config = check(request)
-    for line in (*request.notices, *request.changes):
+    unreachable = go_offline_without_hub()
+    for line in (*request.notices, *request.changes, *([unreachable] if unreachable else [])):
         print(line, file=sys.stderr)
     dry_run(config, as_json=as_json)
     return 0

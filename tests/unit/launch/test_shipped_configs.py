@@ -18,9 +18,11 @@ OVERLAY = CONFIGS / "cpu.toml"
 GSM8K = CONFIGS / "gsm8k"
 EXPERIMENTS = ("e3a", "e3b", "e6a", "e6b", "e7a", "e8a", "e12")
 QERL = ("e6b_qerl", "e12_qerl")
-PARTS = {OVERLAY} | {GSM8K / f"{name}.toml" for name in (*EXPERIMENTS, *QERL, "two_epochs", "short", "cpu")}
-SWEEPS = sorted(path for path in (CONFIGS / "sweeps").glob("*.toml") if not path.name.startswith("short"))
-FILES = sorted(path for path in CONFIGS.rglob("*.toml") if path not in PARTS and path.parent.name != "sweeps")
+REWARDS = [CONFIGS / "wordle" / f"{mode}.toml" for mode in ("dense", "sparse")]
+PARTS = {OVERLAY, *REWARDS} | {GSM8K / f"{name}.toml" for name in (*EXPERIMENTS, *QERL, "two_epochs", "short", "cpu")}
+SWEEPS = sorted((CONFIGS / "sweeps").glob("gsm8k_*.toml"))
+OF_OTHER_TESTS = ("sweeps", "musique")
+FILES = sorted(path for path in CONFIGS.rglob("*.toml") if path not in PARTS and path.parent.name not in OF_OTHER_TESTS)
 TRAINING_QUESTIONS = 7473
 
 
@@ -30,6 +32,12 @@ def test_a_shipped_configuration_is_valid(path: Path) -> None:
     assert config.max_steps or config.epochs
     on_cpu = check(read_command(["@", str(path), "@", str(OVERLAY)]))
     assert (on_cpu.inference.engine, on_cpu.gpus.inference, on_cpu.gpus.trainer) == ("embedded", [], [])
+
+
+@pytest.mark.parametrize("path", REWARDS, ids=lambda path: path.stem)
+def test_wordle_is_paid_as_the_file_over_the_quickstart_says(path: Path) -> None:
+    config = check(read_command(["@", str(CONFIGS / "quickstart.toml"), "@", str(path)]))
+    assert config.orchestrator.env[0].reward.mode == path.stem
 
 
 def test_wordle_in_full_takes_70_epochs_of_30_steps() -> None:
