@@ -43,7 +43,7 @@ def test_a_failed_command_is_just_that(kept: Box, command: str, code: int):
         "sleep 60",
         "trap '' TERM HUP INT; while :; do :; done",
         "setsid sh -c \"trap '' TERM; while :; do sleep 1; done\" & sleep 60",
-        "nohup sh -c 'sleep 60 & sleep 60' & wait",
+        "sh -c 'sleep 60 & sleep 60' & wait",
         "kill -STOP $$",
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from support.docker_engine import PrivateEngine, census, my_containers
 from turnwise.config.containers import ContainersConfig
 from turnwise.containers import Box, ContainerGone, Ending, EngineDown, ImageMissing, Pool, PoolBusy, make_pool
+from turnwise.containers.recipes import recipes
 
 
 def use(pool: Pool, rounds: int) -> None:
@@ -58,16 +59,16 @@ def test_a_ready_container_is_leased_at_once_and_never_twice(config: ContainersC
             assert box.run("ls").output == ""
 
 
-def test_a_lease_waits_for_a_place_and_says_so_when_none_comes(config: ContainersConfig, engine_url: str):
+def test_a_lease_waits_for_a_place_and_says_so_when_none_comes(config: ContainersConfig):
     small = config.model_copy(update={"hosts": [config.hosts[0].model_copy(update={"max_containers": 1})], "wait_s": 0.5})
-    with make_pool(small, run="small") as pool, pool.lease("busybox"):
-        with pytest.raises(PoolBusy, match="1 are leased"), pool.lease("busybox"):
-            pass
+    with make_pool(small, run="small") as pool, pool.lease("busybox"):  # noqa: SIM117 - what raises is named
+        with pytest.raises(PoolBusy, match="1 are leased"):
+            pool.lease("busybox").__enter__()
 
 
 def test_an_image_that_nobody_has_is_named_and_never_pulled(pool: Pool):
-    with pytest.raises(ImageMissing, match="docker pull no/such:image"), pool.lease("no/such:image"):
-        pass
+    with pytest.raises(ImageMissing, match="docker pull no/such:image"):
+        pool.lease("no/such:image").__enter__()
     assert pool.state.down == {}
 
 
@@ -107,19 +108,15 @@ def test_containers_of_a_dead_process_end_by_themselves_and_are_removed_at_the_n
     while api.inspect_container(container)["State"]["Running"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not api.inspect_container(container)["State"]["Running"]  # the engine closed its input
-    stranger = api.create_container("turnwise/busybox:" + tag(), ["/bin/true"], labels={"turnwise.run": "somebody"})["Id"]
+    stranger = api.create_container(
+        f"turnwise/busybox:{recipes()['busybox'].hash}", ["/bin/true"], labels={"turnwise.run": "somebody"}
+    )["Id"]
     try:
         with make_pool(config, run="next"):
             assert not there()
         assert api.inspect_container(stranger)
     finally:
         api.remove_container(stranger)
-
-
-def tag() -> str:
-    from turnwise.containers.recipes import recipes
-
-    return recipes()["busybox"].hash
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ SERVER_ERROR, CONFLICT = 500, 409
 class Client(docker.APIClient):
     """The SDK's client, deaf to the environment: requests would let REQUESTS_CA_BUNDLE win over an engine's own authority."""
 
-    trust_env: Any = property(lambda self: False, lambda self, value: None)  # noqa
+    trust_env: Any = property(lambda self: False, lambda self, value: None)
 
 
 class Tunnel:
