@@ -1,7 +1,9 @@
 """What a probe looks at in tests: a run on the tiny model, and a batch with the logprobs that the model gives its tokens."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
@@ -9,6 +11,10 @@ from support.adapters import reference_logprobs
 from support.batches import make_batch
 from turnwise.config import RLConfig
 from turnwise.config.files import merge
+from turnwise.diagnose.context import Context
+from turnwise.diagnose.core import Finding, Result, run_checks
+from turnwise.diagnose.probe_report import ProbeReport
+from turnwise.diagnose.trainer_checks import TRAINER_CHECKS
 from turnwise.transport import Batch, Sample
 
 TEMPERATURE = 0.7
@@ -51,3 +57,28 @@ def _scored(engine: Any, sample: Sample, temperature: float) -> Sample:
     values = [0.0, *reference_logprobs(engine, sample.token_ids, temperature=temperature)]
     logprobs = [value if chosen else 0.0 for value, chosen in zip(values, sample.loss_mask, strict=True)]
     return msgspec.structs.replace(sample, logprobs=logprobs)
+
+
+def probe_here(config: RLConfig, batch: Batch, out: Path) -> ProbeReport:
+    """Measure in this process, without torchrun."""
+    import torch
+
+    from turnwise.diagnose.probe import Probe
+    from turnwise.trainer import fsdp
+
+    torch.set_num_threads(1)
+    with fsdp.process_group(cuda=False, timeout_s=60.0) as device:
+        return Probe(config, batch, out, device).run()
+
+
+def trainer_results(report: ProbeReport) -> list[Result]:
+    """The trainer's checks on a report, as if all before them had passed."""
+    own = {check.name for check in TRAINER_CHECKS}
+    checks = [replace(check, needs=tuple(name for name in check.needs if name in own)) for check in TRAINER_CHECKS]
+    return run_checks(checks, cast(Context, SimpleNamespace(probe=report)), lambda result: None)
+
+
+def judged(report: ProbeReport, name: str) -> Finding:
+    """What one of them makes of a report."""
+    (check,) = (check for check in TRAINER_CHECKS if check.name == name)
+    return check.run(cast(Context, SimpleNamespace(probe=report)))

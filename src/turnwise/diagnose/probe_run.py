@@ -37,7 +37,7 @@ def run_probe(
     *,
     machine: Machine | None = None,
     run_id: str | None = None,
-    program: Sequence[str] = PROGRAM,
+    program: Sequence[str] | None = None,
 ) -> ProbeReport:
     """Measure a batch in the processes of a trainer. Nothing of them is left running afterwards.
 
@@ -49,7 +49,7 @@ def run_probe(
         say: told how far it is.
         machine: this one when left out.
         run_id: of the session, in which the probe gets an identifier of its own.
-        program: what torchrun starts; tests put a faulty one here.
+        program: what torchrun starts in every process, `PROGRAM` when None; tests put a faulty one here.
 
     Raises:
         CheckFailed: they failed before anything was measured.
@@ -68,7 +68,7 @@ def run_probe(
         machine,
         engines(config, shared, machine) if config.gpus.shared else [],
         name=NAME,
-        program=program,
+        program=program or PROGRAM,
         arguments=("--batch", str(folder / "batch.msgpack"), "--out", str(out)),
     )
     spec.log.unlink(missing_ok=True)
@@ -116,9 +116,7 @@ def _follow(child: Child, say: Progress, *, timeout_s: float) -> str:
             if code is not None:
                 return _reason(child) if code else ""
             if time.monotonic() - latest > PATIENCE * timeout_s:
-                return (
-                    f"the trainer's processes were silent for {PATIENCE * timeout_s:.0f} s; trainer.timeout_s is {timeout_s:.0f}"
-                )
+                return f"the trainer's processes told nothing new for {PATIENCE} times trainer.timeout_s = {timeout_s:g} s"
             time.sleep(POLL_S)
 
 

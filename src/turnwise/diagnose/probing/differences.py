@@ -146,7 +146,7 @@ def _difference(
     autograd = float(sum((g * u).sum() for g, u in zip(gradients, unit, strict=True)))
     numeric = [_slope(objective, group, unit, step) for step in STEPS]
     errors = [relative_error(autograd, value, smallest=SMALLEST * size) for value in numeric]
-    best = min(range(len(STEPS)), key=errors.__getitem__)
+    best = min(range(len(STEPS)), key=lambda i: math.inf if math.isnan(errors[i]) else errors[i])
     return Difference(name, autograd, numeric[best], errors[best])
 
 

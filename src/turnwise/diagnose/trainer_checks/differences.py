@@ -1,5 +1,7 @@
 """Is the gradient that of the loss? Finite differences know nothing of backward passes."""
 
+import math
+
 import msgspec
 
 from turnwise.diagnose.core import Finding, Verdict
@@ -18,7 +20,7 @@ def judge_differences(report: ProbeReport) -> Finding:
         why = found.trouble or "nothing of it trains"
         return Finding(Verdict.WARN, f"there is no small copy of this architecture to take differences of: {why}")
     usual, most = LIMITS
-    worst = max(found.directions, key=lambda one: one.error)
+    worst = max(found.directions, key=lambda one: math.inf if math.isnan(one.error) else one.error)
     data = {"directions": msgspec.to_builtins(found.directions), "copy": found.copy}
     lines = tuple(f"{one.direction}: autograd {one.autograd:+.6e}, differences {one.numeric:+.6e}" for one in found.directions)
     what = f"{len(found.directions)} directional derivatives of the {report.setting.loss} loss ({found.copy})"
