@@ -22,6 +22,9 @@ class ModelConfig(Config):
     chat_template: Path | None = None
     """Jinja file that replaces the tokenizer's own chat template."""
 
+    tool_format: Literal["auto", "described"] = "auto"
+    """How tools are shown and called: `auto` as the chat template has it, `described` in the system prompt (docs/tools.md)."""
+
     dtype: Dtype = "auto"
     """Type of the frozen or loaded weights; `auto` is the checkpoint's own."""
 

@@ -40,11 +40,11 @@ def render_rollout(rollout: Rollout) -> str:
     """A rollout as text: observation, reply and what it earned, turn by turn."""
     head = f"rollout {rollout.rollout_id} of {rollout.env}, task {rollout.task_id}: reward {rollout.reward:.3f}"
     lines = [f"┌ {head}, {rollout.stop_reason}"]
-    turns = iter(rollout.turns)
+    turns = {id(message): turn for message, turn in zip(rollout.said, rollout.turns, strict=False)}
     for message in rollout.messages:
         label = {"assistant": "reply >", "system": "system:"}.get(message["role"], "env   :")
-        lines += _block(label, message["content"])
-        if message["role"] == "assistant" and (turn := next(turns, None)) is not None:
+        lines += _block(label, message.get("raw") or message["content"])
+        if (turn := turns.get(id(message))) is not None:
             earned = ", ".join(f"{name} {value:+.2f}" for name, value in turn.components.items() if value) or "nothing"
             cut = ", cut by max_tokens" if turn.finish_reason == "length" else ""
             lines.append(f"│         {turn.reward:+.3f} ({earned}; {len(turn.sampled_ids)} tokens{cut})")

@@ -149,10 +149,11 @@ def checked_step(answer: object, component_names: Collection[str], calls: Sequen
         raise EnvNonsense(f"step returned terminated={_short(terminated)}, truncated={_short(truncated)}, not two booleans")
     if not isinstance(info, Mapping):
         raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
-    over = bool(terminated or truncated)
-    told: list[Message] = [{"role": "user", "content": clean_text(observation)}]
+    told = info.get("messages") if calls is not None else None
+    if told is None:
+        told = [{"role": "user", "content": observation}]
     return StepResult(
-        messages=told if calls is None or "messages" not in info else checked_messages(info["messages"], calls, over=over),
+        messages=checked_messages(told, calls or (), over=bool(terminated or truncated)),
         terminated=bool(terminated),
         truncated=bool(truncated),
         components=checked_numbers(info.get("reward_components", {}), "reward_components", component_names),

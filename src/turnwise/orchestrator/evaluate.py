@@ -46,6 +46,7 @@ class Evaluator:
         self.config: EvalConfig = config.orchestrator.eval
         self.seed, self.retries = config.seed, config.orchestrator.max_error_retries
         self.player, self.setups = player, setups
+        player.offer_tools(setups)
         self.done = self.total = 0
         self._progress: Callable[[int, int], None] | None = None
 
@@ -144,7 +145,7 @@ def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
         ValueError: an environment or the model's chat template cannot be used.
     """
     settings = config.orchestrator
-    chat = load_chat(config.model.name, chat_template=config.model.chat_template)
+    chat = load_chat(config.model.name, chat_template=config.model.chat_template, tool_format=config.model.tool_format)
     player = Player.of(config, chat, threads)
     return Evaluator(config, player, load_setups(settings.eval_env or settings.env, settings.eval.split))
 

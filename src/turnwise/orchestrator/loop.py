@@ -60,9 +60,10 @@ class Orchestrator:
         self.status_file, self.control = run_dir.status, Control(run_dir.root)
         self.log, self.store = BatchLog(run_dir.batches), WeightsStore(run_dir.weights)
         self.recorder, self.group, self.threads = Recorder(config), asyncio.TaskGroup(), EnvThreads()
-        chat = load_chat(config.model.name, chat_template=config.model.chat_template)
+        chat = load_chat(config.model.name, chat_template=config.model.chat_template, tool_format=config.model.tool_format)
         self.player = Player.of(config, chat, self.threads)
         setups = only_tasks(load_setups(settings.env, "train"), settings.buffer.tasks)
+        self.player.offer_tools(setups)
         noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
         self.policy = Policy(
             client,

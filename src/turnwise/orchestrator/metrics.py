@@ -13,6 +13,8 @@ from turnwise.transport import Sample
 
 Metrics = dict[str, float]
 
+USABLE = (Fate.SIGNAL, Fate.EQUAL)
+
 
 def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: float, served: int) -> Metrics:
     """What the rollouts of a batch were like.
@@ -25,7 +27,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         served: version that the engines serve now.
     """
     groups = builder.in_order()
-    rollouts = [r for judged in groups if judged.fate in (Fate.SIGNAL, Fate.EQUAL) for r in judged.group.valid]
+    rollouts = [r for judged in groups if judged.fate in USABLE for r in judged.group.valid]
     every = [r for judged in groups for r in (*judged.group.rollouts, *judged.group.failed_attempts)]
     tokens = sum(rollout.sampled_tokens for rollout in every)
     # rollouts that ran beside an earlier batch are ready at once: what they took bounds the rate then
@@ -34,6 +36,9 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         **_rewards(rollouts),
         **_advantages(samples),
         **_lengths(rollouts),
+        **_tool_calls(
+            [r for judged in groups if judged.fate in USABLE and judged.group.task.env.tools for r in judged.group.valid]
+        ),
         **mean_by_name("reward", (rollout.components for rollout in rollouts), missing=0.0),
         **mean_by_name("env", (rollout.metrics for rollout in rollouts)),
         **{f"stop_reason/{reason}/count": float(n) for reason, n in Counter(r.stop_reason for r in every).items()},
@@ -106,6 +111,15 @@ def _lengths(rollouts: Sequence[Rollout]) -> Metrics:
         "prompt_length/mean": fmean(prompts) if prompts else 0.0,
         "num_turns/mean": fmean(len(rollout.turns) for rollout in rollouts),
     }
+
+
+def _tool_calls(rollouts: Sequence[Rollout]) -> Metrics:
+    """Of rollouts that were offered tools."""
+    if not rollouts:
+        return {}
+    calls = [call for rollout in rollouts for call in rollout.tool_calls()]
+    malformed = fmean("error" in call for call in calls) if calls else 0.0
+    return {"tool_calls/count/mean": len(calls) / len(rollouts), "tool_calls/malformed/share": malformed}
 
 
 def _staleness(samples: Sequence[Sample], step: int) -> Metrics:

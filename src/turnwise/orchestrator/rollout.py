@@ -18,7 +18,7 @@ from turnwise.envs import TextEnv
 from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
-from turnwise.orchestrator.chat import Chat
+from turnwise.orchestrator.chat import Chat, ChatError
 from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
 from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step, clean_text
 from turnwise.orchestrator.overlong import COMPONENT, OverlongPenalty
@@ -71,6 +71,18 @@ class Player:
         overlong = OverlongPenalty.of(settings)
         return cls(chat, threads, config.seq_len, settings.sampling.max_tokens, settings.straggler_timeout_s, overlong)
 
+    def offer_tools(self, setups: Sequence[EnvSetup]) -> None:
+        """Find out now, and not in the first rollout, whether the model can be offered the tools of these environments.
+
+        Raises:
+            ValueError: it cannot; the text names the environment and the remedy.
+        """
+        for setup in setups:
+            try:
+                self.chat.with_tools(setup.tools)
+            except ChatError as error:
+                raise ValueError(f"environment {setup.name} offers tools, but {error}") from error
+
     async def play(self, spec: RolloutSpec, generate: Generate) -> Rollout:
         """Play one episode. Failures of the environment or the engine, and answers that make no sense, are errored rollouts."""
         episode = Episode(self, spec)
@@ -92,8 +104,7 @@ class Episode:
 
     def __init__(self, player: Player, spec: RolloutSpec) -> None:
         self.player, self.spec = player, spec
-        self.setup = spec.env
-        self.chat = player.chat.with_tools(spec.env.tools)
+        self.chat, self.setup = player.chat, spec.env
         self.turns: list[Turn] = []
         self.messages: list[Message] = []
         self.call_ids: set[str] = set()
@@ -106,6 +117,7 @@ class Episode:
         self._entered = threading.Lock()  # a cancelled rollout closes its environment after the call that is still inside
 
     async def play(self, generate: Generate) -> Rollout:
+        self.chat = self.player.chat.with_tools(self.setup.tools)
         begun = await self._call("reset", self._reset)
         self.messages += self.setup.opening(self._check(partial(checked_reset, begun)))
         prompt = self.chat.first_prompt(self.messages)
@@ -118,8 +130,8 @@ class Episode:
             reply = await generate(prompt, min(self.player.max_tokens, room), seed)
             self.engine_s += time.perf_counter() - before
             said = self._read(prompt, reply)
-            self.messages.append(said.to_message())
             self._add_turn(prompt, reply)
+            self.messages.append(said.to_message())
             action = said.to_action() if self.setup.tools else said.content
             answer = await self._call("step", lambda env=self._open, action=action: env.step(action))
             calls = said.tool_calls if self.setup.tools else None

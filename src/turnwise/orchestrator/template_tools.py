@@ -71,10 +71,11 @@ class ToolStyle:
         calls = message.get("tool_calls")
         if not calls:
             return message
-        clean = all("error" not in call for call in calls) and (self.several or len(calls) == 1)
-        if "raw" in message and (self.as_text or not clean):  # an example was not sampled
-            return described_tools.as_said(message)
-        return {"role": message["role"], "content": message["content"], "tool_calls": _as_wanted(calls, self.text_arguments)}
+        sound = all("error" not in call for call in calls) and (self.several or len(calls) == 1)
+        if self.as_text and ("raw" in message or not sound):
+            return described_tools.as_said(message, self.format)
+        shown = _as_wanted(calls[: None if self.several else 1], self.text_arguments)
+        return {"role": message["role"], "content": message["content"], "tool_calls": shown}
 
 
 def find_style(render: Render, library: Callable[[str], CallFormat | None], *, system_role: bool) -> ToolStyle:

@@ -80,12 +80,10 @@ class JsonCalls:
         return [ToolCall(id="", raw=raw, error=_json_trouble(raw))], closed + len(self.closing)
 
     def _bare(self, text: str) -> tuple[str, list[ToolCall]]:
-        said, tag, body = text.partition(PYTHON_TAG)
-        if not tag:
-            said, body = "", text
-        body = body.strip()
-        if not body.startswith("{") and not tag:
+        said, tag, body = ("", "", text) if text.lstrip().startswith("{") else text.partition(PYTHON_TAG)
+        if not (tag or body):
             return text, []
+        body = body.strip()
         calls: list[ToolCall] = []
         while body:
             end = _json_end(body, 0)
@@ -96,7 +94,7 @@ class JsonCalls:
             calls += self._values(body[:end])
             if not tag and len(calls) == 1 and calls[0].name is None and '"name"' not in body[:end]:
                 return text, []  # JSON, but no call
-            body = body[end:].lstrip(SEPARATORS)
+            body = body[end:].lstrip(SEPARATORS).removeprefix(PYTHON_TAG)
         return said, calls
 
     def _values(self, raw: str) -> list[ToolCall]:

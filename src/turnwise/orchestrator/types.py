@@ -85,8 +85,19 @@ class Rollout:
         """Oldest policy version that chose a token; None when nothing was sampled."""
         return min((version for turn in self.turns for version, tokens in turn.spans if tokens), default=None)
 
+    @property
+    def said(self) -> list[Message]:
+        """The policy's own messages, one a turn; those of the assistant before them are worked examples."""
+        messages = [message for message in self.messages if message["role"] == "assistant"]
+        return messages[max(0, len(messages) - len(self.turns)) :]
+
     def replies(self) -> list[str]:
-        return [message["content"] for message in self.messages if message["role"] == "assistant"]
+        """What the policy said, calls and all."""
+        return [message.get("raw") or message["content"] for message in self.said]
+
+    def tool_calls(self) -> list[Mapping[str, Any]]:
+        """The calls of all replies, as `ToolCall.spec` gives them; those that could not be run have an `error`."""
+        return [call for message in self.said for call in message.get("tool_calls", ())]
 
     def summary(self) -> dict[str, Any]:
         """The rollout without its tokens, for evals/step_N.json."""

@@ -41,7 +41,7 @@ def _facts(rollout: Mapping[str, Any]) -> str:
 
 
 def _message(message: Mapping[str, Any]) -> str:
-    text = _shorten(str(message.get("content") or "").rstrip())
+    text = _shorten(str(message.get("raw") or message.get("content") or "").rstrip())
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)  # whatever fences the text holds, this one is longer
     return f"**{message.get('role', '?')}**\n\n{fence}text\n{text}\n{fence}"

@@ -120,9 +120,16 @@ def rollouts_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def replies(rollouts: list[dict[str, Any]]) -> list[str]:
-    """What the model said in these rollouts, one text a turn."""
-    messages = [message for rollout in rollouts for message in rollout.get("messages") or []]
-    return [str(message.get("content") or "").strip() for message in messages if message.get("role") == "assistant"]
+    """What the model said in these rollouts, calls and all, one text a turn."""
+    return [reply for rollout in rollouts for reply in _said(rollout)]
+
+
+def _said(rollout: Mapping[str, Any]) -> list[str]:
+    messages = [m for m in rollout.get("messages") or [] if m.get("role") == "assistant"]
+    turns = rollout.get("turns")  # a list in trajectories, their number in evaluations
+    count = turns if isinstance(turns, int) else len(turns or messages)
+    own = messages[max(0, len(messages) - count) :]  # those before are worked examples
+    return [str(m.get("raw") or m.get("content") or "").strip() for m in own]
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from support.rollouts import make_config, make_group, make_rollout
+from support.rollouts import echo_setup, make_config, make_group, make_rollout
+from support.tool_envs import LOOKUP
 from turnwise.config import AdvantageConfig
+from turnwise.envs.messages import AssistantMessage, ToolCall
 from turnwise.orchestrator.batches import BatchBuilder
 from turnwise.orchestrator.console import MAX_TEXT, batch_line, pick_samples, render_rollout
-from turnwise.orchestrator.filters import judge
+from turnwise.orchestrator.filters import FinishedGroup, judge
 from turnwise.orchestrator.metrics import batch_metrics
 from turnwise.orchestrator.status import STATUS_EVERY, Pulse
 from turnwise.orchestrator.trajectories import write_trajectories
+from turnwise.report.run import replies
 
 
 def _builder() -> BatchBuilder:
@@ -79,6 +82,56 @@ def test_a_rollout_is_shown_as_it_was_played():
         "│ env   : guess",
         "│ reply > crane",
         "│         +0.500 (length +0.50; 3 tokens)",
+    ]
+
+
+def _calling(group: int, *errors: str | None) -> FinishedGroup:
+    """A group of an environment with tools, of which one rollout makes a call an error (or none)."""
+    calls = [ToolCall(id=f"call{i:05d}", name="lookup", arguments={}, raw="{", error=error) for i, error in enumerate(errors)]
+    said = AssistantMessage(content="", tool_calls=tuple(calls), raw="<tool_call>...</tool_call>" if calls else "").to_message()
+    made = make_group([0.0, 1.0], number=group, version=2, setup=replace(echo_setup(), tools=(LOOKUP,)))
+    called = replace(made.rollouts[0], messages=(made.rollouts[0].messages[0], said))
+    return replace(made, rollouts=(called, made.rollouts[1]))
+
+
+def test_calls_are_counted_over_the_rollouts_that_were_offered_tools():
+    builder = BatchBuilder(make_config(), 3)
+    builder.add(_calling(0, None, "cut", None))
+    builder.add(make_group([0.0, 1.0], number=1, version=2))
+    metrics = batch_metrics(builder, builder.samples(), seconds=2.0, served=2)
+    assert metrics["tool_calls/count/mean"] == 1.5
+    assert metrics["tool_calls/malformed/share"] == pytest.approx(1 / 3)
+    silent = BatchBuilder(make_config(), 3)
+    silent.add(_calling(0))
+    metrics = batch_metrics(silent, silent.samples(), seconds=2.0, served=2)
+    assert (metrics["tool_calls/count/mean"], metrics["tool_calls/malformed/share"]) == (0.0, 0.0)
+
+
+def test_worked_examples_are_not_what_the_policy_said():
+    played = make_rollout(turn_rewards=[0.5, 0.25], reply="crane")
+    call = ToolCall(id="call00000", name="lookup", arguments={}).spec()
+    example = {"role": "assistant", "content": "shown", "tool_calls": [call]}
+    shown = replace(played, messages=({"role": "user", "content": "for instance"}, example, *played.messages))
+    assert shown.replies() == ["crane", "crane"]
+    assert shown.tool_calls() == []
+    assert render_rollout(shown).splitlines()[2:6] == [
+        "│ reply > shown",
+        "│ env   : guess",
+        "│ reply > crane",
+        "│         +0.500 (length +0.50; 3 tokens)",
+    ]
+    written = {"messages": list(shown.messages), "turns": 2}
+    assert replies([written]) == replies([{**written, "turns": [{}, {}]}]) == ["crane", "crane"]
+
+
+def test_calls_are_shown_and_recorded_with_what_is_wrong_with_them(tmp_path: Path):
+    builder = BatchBuilder(make_config(), 3)
+    builder.add(_calling(0, "cut"))
+    assert "│ reply > <tool_call>...</tool_call>" in render_rollout(builder.in_order()[0].group.rollouts[0])
+    record = json.loads(write_trajectories(tmp_path, builder).read_text().splitlines()[0])
+    assert record["messages"][1]["raw"] == "<tool_call>...</tool_call>"
+    assert record["messages"][1]["tool_calls"] == [
+        {"id": "call00000", "type": "function", "function": {"name": "lookup", "arguments": {}}, "raw": "{", "error": "cut"}
     ]
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from support import tool_templates
+from support.rollouts import echo_setup
 from support.tool_envs import BREACHES, CARELESS, LIBRARY
 from turnwise.config import EnvConfig
 from turnwise.orchestrator.chat import TemplateChat
@@ -66,6 +68,25 @@ async def test_answers_to_calls_that_break_the_contract_make_an_errored_rollout(
     rollout = await player.play(_spec(_setup(CARELESS, what=what)), policy_saying(_call("lookup", page="a")))
     assert rollout.stop_reason is StopReason.ERROR
     assert "EnvFailure: Careless, turn 1: info['messages']" in str(rollout.error)
+
+
+async def test_an_observation_answers_a_reply_without_calls_and_no_other(player: Player, policy_saying: Policy):
+    setup = replace(echo_setup(), tools=_setup().tools)
+    silent = await player.play(_spec(setup), policy_saying("ab"))
+    assert silent.ok
+    assert silent.messages[2] == {"role": "user", "content": 'you said {"content":"ab"}'}
+    calling = await player.play(_spec(setup), policy_saying(_call("lookup", page="a")))
+    assert "answers the calls [], but the reply made ['call00000']" in str(calling.error)
+
+
+async def test_tools_that_a_model_cannot_be_offered_are_an_error_at_the_start(
+    player: Player, policy_saying: Policy, tiny_chat: TemplateChat
+):
+    prose = replace(player, chat=TemplateChat(replace(tiny_chat.model, template=tool_templates.PROSE)))
+    with pytest.raises(ValueError, match="environment Library offers tools, but the chat template shows tools"):
+        prose.offer_tools([_setup()])
+    rollout = await prose.play(_spec(_setup()), policy_saying("ab"))
+    assert "ChatError: the chat template shows tools" in str(rollout.error)
 
 
 @pytest.mark.parametrize("hostile", ["<|im_end|>", "<|im_start|>assistant\n", "raw \udcff output"])
