@@ -1,8 +1,7 @@
 """Does it learn anything at all? One task, a few steps with a bold learning rate, through `rl` itself: the reward must rise.
 
 Groups of rollouts are the unit of the statistics: those of a group share a seed of the environment, which may make it easier
-than others. The reward of the first third of the steps is compared with that of the last third by the pooled standard error of
-the means over groups.
+than others.
 """
 
 from collections.abc import Sequence
@@ -26,44 +25,55 @@ if TYPE_CHECKING:
 STEPS = 8
 ROLLOUTS = {"CPU": 16, "GPU": 32}  # of a step, at most; on GPUs twice as many take hardly longer
 FEWEST_STEPS = 4  # before it can be clear that the reward rises
-FEWEST_GROUPS = 2  # of a step: one more or less easy seed is no rise
+FEWEST_GROUPS = 4  # of a step: some seeds of an environment are easier than others, and that is no rise
 STRIDE = 2.0  # learning rate times the root of the number of trained parameters
 UNKNOWN_SIZE = {"lora": 3e-4, "full": 2e-5}  # learning rates where that number is not known: those of a model of 7B
 LIMIT_S = 900.0
-RISEN, FALLEN, CLEAR = 2.0, 3.0, 4.0  # standard errors: a rise, a fall, and a rise that needs no further step
+RISEN, CLEAR = 2.0, 4.0  # standard errors of either difference: a rise, and one that needs no further step
+FALLEN = 3.5  # standard errors between the thirds
 
 
 @dataclass(frozen=True)
 class Rise:
     """How the reward moved."""
 
-    first: float  # mean over the groups of the first third of the steps
-    last: float
+    before: float  # mean over groups
+    after: float
     error: float  # standard error of the difference
+    steps: int  # that make up `before`
 
     @property
     def errors(self) -> float:
         """The difference in standard errors."""
-        difference = self.last - self.first
+        difference = self.after - self.before
         return difference / self.error if self.error > 0 else inf * difference if difference else 0.0
 
 
-def rise(rewards: Rewards) -> Rise | None:
-    """From the first third of the steps to the last; None where they have too few groups to compare."""
+def movement(rewards: Rewards) -> list[Rise]:
+    """Two differences, as far as there are enough groups to compare.
+
+    Between the first and the last third of the steps, for what is learned step by step; and between the first step, which the
+    untrained policy plays, and all others, for what is learned at once.
+    """
     third = max(len(rewards) // 3, min(2, len(rewards) // 2))
-    first = [value for groups in rewards[:third] for value in groups]
-    last = [value for groups in rewards[-third:] for value in groups]
-    if len(rewards) < 2 or min(len(first), len(last)) < 2:
+    splits = [(rewards[:third], rewards[-third:], third), (rewards[:1], rewards[1:], 1)] if len(rewards) > 1 else []
+    return [moved for before, after, steps in splits if (moved := _difference(before, after, steps)) is not None]
+
+
+def _difference(before: Rewards, after: Rewards, steps: int) -> Rise | None:
+    first, last = ([value for groups in part for value in groups] for part in (before, after))
+    if min(len(first), len(last)) < 2:
         return None
-    freedom = len(first) + len(last) - 2
-    pooled = (variance(first) * (len(first) - 1) + variance(last) * (len(last) - 1)) / freedom
-    return Rise(fmean(first), fmean(last), sqrt(pooled * (1 / len(first) + 1 / len(last))))
+    own = [variance(first), variance(last)]
+    pooled = (own[0] * (len(first) - 1) + own[1] * (len(last) - 1)) / (len(first) + len(last) - 2)
+    # a side of few groups borrows from the other, but a policy that has become certain must not vouch for one that was not
+    squares = (max(mine, pooled) / count for mine, count in zip(own, (len(first), len(last)), strict=True))
+    return Rise(fmean(first), fmean(last), sqrt(sum(squares)), steps)
 
 
 def clearly_risen(rewards: Rewards) -> bool:
     """Whether no further step is needed."""
-    moved = rise(rewards) if len(rewards) >= FEWEST_STEPS else None
-    return moved is not None and moved.errors >= CLEAR
+    return len(rewards) >= FEWEST_STEPS and any(moved.errors >= CLEAR for moved in movement(rewards))
 
 
 def bold_learning_rate(own: float, trained: int | None, *, lora: bool) -> float:
@@ -133,7 +143,8 @@ def judge_run(run: ShortRun, *, lr: float, own_lr: float, task: str, max_steps: 
         max_steps: of the user's run.
         look_further: command that plays this task for longer.
     """
-    moved = rise(run.rewards)
+    moves = movement(run.rewards)
+    moved = max(moves, key=lambda one: one.errors, default=None)
     data: dict[str, Any] = {
         "task": task,
         "lr": lr,
@@ -143,7 +154,7 @@ def judge_run(run: ShortRun, *, lr: float, own_lr: float, task: str, max_steps: 
         "seconds": run.seconds,
     }
     if moved is not None:
-        data |= {"first": moved.first, "last": moved.last, "standard_error": moved.error}
+        data |= {"before": moved.before, "after": moved.after, "standard_error": moved.error}
     lines = _lines(run)
 
     def found(verdict: Verdict, evidence: str, remedy: str = "") -> Finding:
@@ -162,7 +173,8 @@ def judge_run(run: ShortRun, *, lr: float, own_lr: float, task: str, max_steps: 
     seen = _seen(run, moved, task, lr, own_lr)
     if moved.errors >= RISEN:
         return found(*_risen(seen, lr=lr, own_lr=own_lr, steps=len(run.rewards), max_steps=max_steps))
-    if moved.errors <= -FALLEN:
+    if moves[0].errors <= -FALLEN:
+        seen = _seen(run, moves[0], task, lr, own_lr)
         remedy = "what is rewarded becomes less likely: see the checks `advantages`, `mask` and `rewarded`; "
         remedy += "where these pass, the updates are too large: lower trainer.optim.lr, or set trainer.loss.kl_beta"
         return found(Verdict.FAIL, f"the reward fell: {seen}", remedy)
@@ -187,8 +199,10 @@ def _seen(run: ShortRun, moved: Rise, task: str, lr: float, own_lr: float) -> st
     rate = f"trainer.optim.lr = {lr:.2g}" + (f" (yours is {own_lr:g})" if own_lr != lr else ", as configured")
     size = f"{abs(moved.errors):.1f} standard errors" if isfinite(moved.errors) else "no spread at all"
     full = "; then all rollouts were rewarded alike" if run.no_signal else ""
+    first = "the first step" if moved.steps == 1 else f"the first {moved.steps} steps"
+    last = "the others" if moved.steps == 1 else "the last"
     return (
-        f"reward {moved.first:.3g} -> {moved.last:.3g} ({size}) over {len(run.rewards)} steps on {task} alone, "
+        f"reward {moved.before:.3g} in {first} -> {moved.after:.3g} in {last} ({size}), {len(run.rewards)} steps on {task} alone "
         f"with {rate}, in {duration(run.seconds)}{full}"
     )
 

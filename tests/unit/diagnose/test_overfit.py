@@ -22,7 +22,7 @@ from turnwise.diagnose.overfit import (
     clearly_risen,
     hardest_contrast,
     judge_run,
-    rise,
+    movement,
     short_config,
     trained_parameters,
 )
@@ -51,7 +51,7 @@ def verdict(run: ShortRun, **told: Any) -> Finding:
 
 def noise(seed: int) -> list[list[float]]:
     rng = Random(seed)
-    return [[rng.gauss(0.0, 1.0) for _ in range(2)] for _ in range(STEPS)]
+    return [[rng.gauss(0.0, 1.0) for _ in range(4)] for _ in range(STEPS)]
 
 
 # --- what is played ---------------------------------------------------------------------------------------------------
@@ -116,15 +116,14 @@ def test_what_the_user_learns_with_stays_as_it_is():
     ("group", "gpus", "expected"),
     [
         (2, {}, (16, 2)),
-        (8, {}, (16, 8)),
-        (6, {}, (12, 6)),
-        (16, {}, (16, 8)),
-        (64, {}, (16, 8)),
+        (3, {}, (15, 3)),
+        (8, {}, (16, 4)),
+        (64, {}, (16, 4)),
         (8, {"inference": [0], "trainer": [1]}, (32, 8)),
-        (16, {"inference": [0], "trainer": [1]}, (32, 16)),
+        (16, {"inference": [0], "trainer": [1]}, (32, 8)),
     ],
 )
-def test_a_step_has_two_groups_or_more_and_few_rollouts(group: int, gpus: dict[str, list[int]], expected: tuple[int, int]):
+def test_a_step_has_several_groups_and_few_rollouts(group: int, gpus: dict[str, list[int]], expected: tuple[int, int]):
     engine = {"inference": {"engine": "vllm" if gpus else "embedded"}}
     settings = short(group, batch=2 * group, gpus=gpus, **engine).orchestrator
     assert (settings.batch_size, settings.rollouts_per_example) == expected
@@ -157,36 +156,46 @@ def test_trained_parameters_are_those_of_the_adapter_or_of_the_model():
 # --- what its rewards say ---------------------------------------------------------------------------------------------
 
 
-def test_the_last_third_is_compared_with_the_first():
-    moved = rise([[0.0, 2.0], [1.0, 1.0], [9.0, 9.0], [9.0, 9.0], [4.0, 4.0], [3.0, 5.0]])
-    assert moved is not None
-    assert (moved.first, moved.last) == (1.0, 4.0)
-    pooled = (2 + 2) / (3 + 3)  # squared deviations of both, over their degrees of freedom
-    assert moved.error == pytest.approx(math.sqrt(pooled * (1 / 4 + 1 / 4)))
-    assert moved.errors == pytest.approx(3 / moved.error)
+def test_what_is_learned_step_by_step_shows_between_the_first_and_the_last_third():
+    thirds, _ = movement([[0.0, 2.0], [1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [4.0, 4.0], [3.0, 5.0]])
+    assert (thirds.before, thirds.after, thirds.steps) == (1.0, 4.0, 2)
+    assert thirds.error == pytest.approx(math.sqrt(2 / 3 / 4 + 2 / 3 / 4))  # both: squares of 2, 3 degrees of freedom
+    assert thirds.errors == pytest.approx(3 / thirds.error)
+
+
+def test_what_is_learned_at_once_shows_between_the_first_step_and_all_others():
+    rewards = [[-2.0, -1.5], [0.7, 1.1], [1.4, 1.5], [0.1, 0.6], [1.0, 1.3], [1.2, 1.3], [0.4, 1.3], [0.9, 1.0]]
+    thirds, start = movement(rewards)
+    assert (start.before, start.steps) == (-1.75, 1)
+    assert thirds.errors < 3 < 5 < start.errors
+
+
+def test_a_policy_that_became_certain_does_not_vouch_for_the_one_that_was_not():
+    """Rewards that no longer differ make no small standard error of those that did."""
+    for moved in movement([[-1.0, 1.2], [0.3, 0.3], [0.3, 0.3], [0.3, 0.3], [0.3, 0.3], [0.3, 0.3]]):
+        assert abs(moved.errors) < 0.5
 
 
 @pytest.mark.parametrize("rewards", [[], [[1.0, 2.0]], [[1.0], [2.0]]])
 def test_too_few_groups_compare_with_nothing(rewards: list[list[float]]):
-    assert rise(rewards) is None
+    assert movement(rewards) == []
 
 
 def test_a_clear_rise_needs_no_further_step():
     enough = [clearly_risen(LEARNED[:steps]) for steps in range(STEPS + 1)]
-    assert enough == [False] * 4 + [True] * 5
+    assert enough == [False] * 5 + [True] * 4
 
 
 def test_a_policy_that_does_not_learn_hardly_ever_fails_or_passes():
-    """With six degrees of freedom 3 standard errors below are one in 80, 2 above one in 22."""
     found = [verdict(ShortRun(noise(seed), [1.0], [1.0], 60.0)).verdict for seed in range(400)]
-    assert found.count(Verdict.FAIL) <= 12
-    assert found.count(Verdict.PASS) <= 30
+    assert found.count(Verdict.FAIL) <= 2
+    assert found.count(Verdict.PASS) <= 32
 
 
 RISEN = ShortRun(LEARNED, [0.6] * 7, [0.1] * 7, 60.0)
 FLAT = ShortRun([[0.5, 0.4], [0.3, 0.6]] * 4, [0.6] * 7, [0.1] * 7, 60.0)
 CASES = [
-    (RISEN, {}, Verdict.PASS, "reward -1.44 -> 2.99", ""),
+    (RISEN, {}, Verdict.PASS, "reward -1.44 in the first 2 steps -> 2.99 in the last", ""),
     (
         RISEN,
         {"own_lr": 1e-6},
@@ -196,12 +205,12 @@ CASES = [
     ),
     (RISEN, {"own_lr": 1e-6, "max_steps": 8000}, Verdict.PASS, "(yours is 1e-06)", ""),
     (ShortRun(LEARNED[:6], [0.6], [0.1], 60.0, no_signal=True), {}, Verdict.PASS, "then all rollouts were rewarded alike", ""),
-    (FLAT, {}, Verdict.WARN, "no rise beyond noise: reward 0.45 -> 0.45", "this is no proof of a fault"),
+    (FLAT, {}, Verdict.WARN, "no rise beyond noise: reward 0.45 in", "this is no proof of a fault"),
     (
         ShortRun(LEARNED[::-1], [0.6], [0.1], 60.0),
         {},
         Verdict.FAIL,
-        "the reward fell: reward 2.99 -> -1.44",
+        "the reward fell: reward 2.99 in the first 2 steps -> -1.44 in the last",
         "`advantages`, `mask`",
     ),
     (ShortRun(FLAT.rewards, [0.0, 0.0], [0.0, 0.0], 60.0), {}, Verdict.FAIL, "no step of 2 moved the weights", "`gradient`"),
