@@ -25,7 +25,7 @@ ready() {
 install() {
 	command -v dockerd >/dev/null 2>&1 && return
 	echo "installing docker.io by apt" >&2
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io; } >&2
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io bubblewrap; } >&2
 }
 
 start() {

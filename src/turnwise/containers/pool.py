@@ -126,6 +126,8 @@ class Pool:
             try:
                 held = self._use(found, spec)
             except EngineDown as error:
+                if time.monotonic() >= deadline:
+                    raise self._nothing_found(image, error) from error
                 failure = error
                 continue
             if held is not None:
