@@ -220,13 +220,22 @@ def test_worked_examples_are_whole_conversations_with_sound_calls() -> None:
     for call, told in pairwise(messages):
         if call["role"] == "assistant":
             (made,) = call["tool_calls"]
-            assert (told["role"], told["tool_call_id"]) == ("tool", made["id"])
-            env.tool_methods[made["function"]["name"]].arguments(made["function"]["arguments"])
+            name = made["function"]["name"]
+            assert told["role"] == "user" if name == "answer" else told["tool_call_id"] == made["id"]
+            env.tool_methods[name].arguments(made["function"]["arguments"])
         else:
             assert told["role"] in ("assistant", "user")
     ids = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
     assert len(set(ids)) == len(ids)
     assert all(len(name) == 9 and name.isalnum() for name in ids)  # what Mistral's templates insist on
+
+
+def test_fewer_tools_are_offered_shown_and_run() -> None:
+    env = begun(offered_tools=["answer", "search"], shown_examples=3)
+    assert [tool.name for tool in env.tools] == ["search", "answer"]
+    shown = [call["function"]["name"] for message in env.examples for call in message.get("tool_calls", ())]
+    assert shown == ["search", "search", "answer"] * 3
+    assert say(env, read(0))[0] == "Error: there is no tool 'read'. Tools: search, answer."
 
 
 def test_one_corpus_for_all_questions() -> None:
@@ -270,6 +279,8 @@ def test_many_episodes_at_once_share_one_index() -> None:
         ({"format_reward": float("nan")}, r"args\.format_reward = nan must be at least 0"),
         ({"snippet_chars": -1}, r"args\.snippet_chars = -1 must be at least 0"),
         ({"shown_examples": 4}, r"args\.shown_examples = 4 must be from 0 to 3"),
+        ({"offered_tools": ["serch", "answer"]}, r"args\.offered_tools names 'serch'\. Did you mean 'search'\?"),
+        ({"offered_tools": ["search"]}, r"args\.offered_tools = \['search'\] must hold 'answer'"),
         ({"without_call": "stop"}, r"args\.without_call = 'stop' must be 'remind' or 'end'"),
         ({"train": "bdsaglam/musique"}, r"data 'bdsaglam/musique' is not of the form 'id,configuration,split'"),
         ({"topk": 3}, r"args\.topk is not an argument of environment 'musique'\. Did you mean 'top_k'"),

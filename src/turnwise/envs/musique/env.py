@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from turnwise.envs.base import Step, Task
-from turnwise.envs.messages import AssistantMessage, ToolCall
+from turnwise.envs.messages import AssistantMessage, Tool, ToolCall
 from turnwise.envs.musique import prompts
 from turnwise.envs.musique.corpora import shared_corpus
 from turnwise.envs.musique.data import Question, TaskSource, keep, only_answerable, read_rows
@@ -56,6 +56,7 @@ class MuSiQue(ToolEnv):
         format_reward: float = 0.1,
         search_cost: float = 0.02,
         invalid_call_cost: float = 0.05,
+        offered_tools: Sequence[str] = ("search", "read", "answer"),
         unanswerable_answer: str = "unanswerable",
         without_call: Literal["remind", "end"] = "remind",
         shown_examples: int = 0,
@@ -83,6 +84,7 @@ class MuSiQue(ToolEnv):
             format_reward: times the share of replies whose calls could all be run, at the end, component `format`.
             search_cost: of a search or reading that shows nothing new, in component `useless_call`.
             invalid_call_cost: of a call that cannot be run, likewise. A component of size 0 is left out.
+            offered_tools: the tools of the policy; `answer` is one of them. Fewer make a shorter prompt for a small model.
             unanswerable_answer: the right answer to an unanswerable question; the prompt names it where there may be some.
             without_call: whether a reply without calls is reminded of the tools, or ends the episode.
             shown_examples: worked examples before the question, 0 to 3, as conversations with calls and their answers: a warm
@@ -110,7 +112,8 @@ class MuSiQue(ToolEnv):
         sure = answerable is True or all(only_answerable(source) for source in self.sources.values())
         ours = prompts.system_prompt(max_turns, None if sure else unanswerable_answer)
         self.system_prompt = ours if system_prompt is None else system_prompt
-        self.examples = prompts.worked_examples(shown_examples)
+        self.tools = _offered(offered_tools)
+        self.examples = prompts.worked_examples(shown_examples, offered_tools)
         self._tasks: dict[str, tuple[Task, ...]] = {}
         self._shared: Corpus | None = None
         self._episode = Episode(Question("", ("",), True, (), frozenset()), Corpus(()), unanswerable_answer)
@@ -231,6 +234,16 @@ def _position(corpus: Corpus, paragraph: int | str) -> int:
             f"title.{hint}"
         )
     return position
+
+
+def _offered(names: Sequence[str]) -> tuple[Tool, ...]:
+    known = [tool.name for tool in MuSiQue.tools]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"args.offered_tools names {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    if "answer" not in names:
+        raise ValueError(f"args.offered_tools = {list(names)} must hold 'answer': nothing else ends an episode well")
+    return tuple(tool for tool in MuSiQue.tools if tool.name in names)
 
 
 def _check_ranges(values: Mapping[str, float], *, at_least: int) -> None:

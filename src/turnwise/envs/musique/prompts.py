@@ -21,7 +21,7 @@ EXAMPLES: tuple[tuple[str, tuple[Step, ...]], ...] = (
         (
             ("search", {"query": "Tolvar Bridge architect"}, "[4] Tolvar Bridge: Tolvar Bridge is a bridge by Ilse Marn..."),
             ("search", {"query": "Ilse Marn born"}, "[9] Ilse Marn: Ilse Marn (1870-1942) was an architect from Norway..."),
-            ("answer", {"text": "Norway", "paragraphs": [4, 9]}, "Correct."),
+            ("answer", {"text": "Norway", "paragraphs": [4, 9]}, ""),
         ),
     ),
     (
@@ -31,7 +31,7 @@ EXAMPLES: tuple[tuple[str, tuple[Step, ...]], ...] = (
             ("search", {"query": "Harbour Post owner"}, "[13] Harbour Post: The Harbour Post is a daily newspaper, founded..."),
             ("read", {"paragraph": 13}, "[13] Harbour Post: The Harbour Post is a daily newspaper, founded in 1902. It belongs "
              "to the Lind family."),
-            ("answer", {"text": "the Lind family", "paragraphs": [2, 13]}, "Correct."),
+            ("answer", {"text": "the Lind family", "paragraphs": [2, 13]}, ""),
         ),
     ),
     (
@@ -39,7 +39,7 @@ EXAMPLES: tuple[tuple[str, tuple[Step, ...]], ...] = (
         (
             ("search", {"query": "Glass Orchard album band"}, "[0] Glass Orchard: Glass Orchard is an album by Nine Lanterns..."),
             ("search", {"query": "Nine Lanterns break up"}, "[17] Nine Lanterns: Nine Lanterns played until 1998, when they..."),
-            ("answer", {"text": "1998", "paragraphs": [0, 17]}, "Correct."),
+            ("answer", {"text": "1998", "paragraphs": [0, 17]}, ""),
         ),
     ),
 )  # fmt: skip
@@ -51,8 +51,11 @@ def system_prompt(max_turns: int, unanswerable: str | None) -> str:
     return told if unanswerable is None else f"{told} {UNANSWERABLE.format(answer=unanswerable)}"
 
 
-def worked_examples(count: int) -> tuple[dict[str, Any], ...]:
-    """Conversations about invented questions, as messages.
+def worked_examples(count: int, offered: Collection[str]) -> tuple[dict[str, Any], ...]:
+    """Conversations about invented questions, as messages, with calls of the tools in `offered` alone.
+
+    The last call of each has no answer: where answers are messages of the user, it would be one message with the next question,
+    and a small model then writes answers of tools instead of calls.
 
     Raises:
         ValueError: when there are not so many.
@@ -62,10 +65,11 @@ def worked_examples(count: int) -> tuple[dict[str, Any], ...]:
     messages: list[dict[str, Any]] = []
     for question, steps in EXAMPLES[:count]:
         messages.append({"role": "user", "content": opening(question)})
-        for name, arguments, result in steps:
+        for name, arguments, result in (step for step in steps if step[0] in offered):
             call = ToolCall(id=f"shown{len(messages):04d}", name=name, arguments=arguments)  # ids that every template takes
             messages.append(AssistantMessage(content="", tool_calls=(call,)).to_message())
             messages.append(dict(tool_message(call, result)))
+        messages.pop()
     return tuple(messages)
 
 
