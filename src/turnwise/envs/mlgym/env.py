@@ -11,11 +11,11 @@ from turnwise.envs.base import Step, TextEnv
 from turnwise.envs.base import Task as Row
 from turnwise.envs.mlgym.catalogue import Catalogue
 from turnwise.envs.mlgym.editor import Editor
-from turnwise.envs.mlgym.evaluation import DATA_FOLDER, WORKSPACE, Verdict, evaluate, take_submission
+from turnwise.envs.mlgym.evaluation import DATA_FOLDER, WORKSPACE, evaluate, take_submission
 from turnwise.envs.mlgym.prompts import SYSTEM, opening, told
 from turnwise.envs.mlgym.protocol import QUICK_S, Command, FormatError, Kind, Refused, parse_action
 from turnwise.envs.mlgym.quality import code_quality
-from turnwise.envs.mlgym.task import Half, Task
+from turnwise.envs.mlgym.task import Half, Task, Verdict
 
 COMPONENTS = frozenset({"improvement", "validate_used", "submitted", "final_score", "command_ok", "code_quality"})
 SPLITS = {"train": 0, "validation": 10_000}  # first variant of each

@@ -3,25 +3,15 @@
 import fnmatch
 import posixpath
 import shlex
-from dataclasses import dataclass
 
-from turnwise.containers import HOME, Box, Ending, Pool, TransferRefused
-from turnwise.envs.mlgym.task import Files, Half, Scores, Submission, Task, scores_in
+from turnwise.containers import HOME, Box, Ending, Pool
+from turnwise.envs.mlgym.task import Files, Half, Submission, Task, Verdict, scores_in
 
 WORKSPACE = f"{HOME}/workspace"
 DATA_FOLDER = "data"  # in the workspace
 SUBMISSION_CSV = "submission.csv"
 MAX_SUBMISSION = 32 << 20  # bytes
 SAID = 600  # characters of an evaluator's own words that are told
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What an evaluation found."""
-
-    scores: Scores | None  # None where the submission has no score
-    found: bool = True  # whether there was a submission
-    words: str = ""  # why there is no score
 
 
 def take_submission(box: Box, task: Task) -> Files | None:
@@ -46,12 +36,16 @@ def take_submission(box: Box, task: Task) -> Files | None:
 def evaluate(pool: Pool, image: str, task: Task, half: Half, submission: Files) -> Verdict:
     """Score a submission on one half of what is hidden.
 
+    A submission that is code and is scored by a checkout's own evaluator runs beside it, and could forge what it prints.
+
     Raises:
         ContainerGone, EngineDown, PoolBusy: the evaluation could not be made; that is no answer about the submission.
     """
     gpus = task.gpus if task.submission is Submission.LANGUAGE_MODEL else 0
     with pool.lease(image, gpus=gpus) as box:
         box.put({**task.workspace, **submission}, WORKSPACE)
+        if task.judge is not None:
+            return task.judge(box, half)
         box.put(task.data, f"{WORKSPACE}/{DATA_FOLDER}")
         box.put(task.secret.get(half, {}), WORKSPACE)  # last: nothing submitted stands in its place
         program = f"torchrun --nproc_per_node={gpus} --standalone" if gpus else "python3"
@@ -88,6 +82,3 @@ def _workspace(box: Box) -> Files:
     files = box.get(WORKSPACE, max_bytes=MAX_SUBMISSION)
     own = {name.removeprefix(prefix): content for name, content in files.items() if name.startswith(prefix)}
     return {name: content for name, content in own.items() if not name.startswith(f"{DATA_FOLDER}/")}
-
-
-__all__ = ["DATA_FOLDER", "WORKSPACE", "TransferRefused", "Verdict", "evaluate", "take_submission"]

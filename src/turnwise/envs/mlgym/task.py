@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
+
+from turnwise.containers import Box
 
 Content = bytes | Path
 Files = Mapping[str, Content]  # by path relative to the folder they go into; a Path is a file or folder of this machine
@@ -32,11 +34,21 @@ class Submission(StrEnum):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What an evaluation found."""
+
+    scores: Scores | None  # None where the submission has no score
+    found: bool = True  # whether there was a submission
+    words: str = ""  # why there is no score
+
+
+@dataclass(frozen=True)
 class Task:
     """One task, in the state in which an episode begins.
 
     `baseline` holds scores to improve on, for each half that has them; `secret` the files that are put beside a submission when
-    it is evaluated, and never into the agent's container.
+    it is evaluated, and never into the agent's container. `judge` scores a submission that lies in a container of its own from
+    outside, in the evaluator's stead.
     """
 
     id: str
@@ -52,6 +64,7 @@ class Task:
     baseline_script: str | None = None  # is run where `baseline` has no scores
     time_limit_s: float = 3600.0  # of a command that trains, and of an evaluation
     gpus: int = 0
+    judge: Callable[[Box, Half], Verdict] | None = None
 
     @property
     def rises(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import operator
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise.envs.mlgym.builtin import build
-from turnwise.envs.mlgym.task import Submission, Task, rises, scores_in
+from turnwise.envs.mlgym.builtin.prisoners_dilemma import BadStrategy, choices_in, mean_payoff
+from turnwise.envs.mlgym.task import Task, rises, scores_in
 
 EVALUATION = ["--submission_file", "submission.csv"]
 
 
-def evaluate(task: Task, folder: Path, submission: str | None, half: str = "test") -> "subprocess.CompletedProcess[str]":
+def evaluate(task: Task, folder: Path, submission: str, half: str = "test") -> "subprocess.CompletedProcess[str]":
     """Run a task's evaluator beside a submission and the files of one half."""
     for name, content in {**task.workspace, **task.secret[half]}.items():  # type: ignore[index]
         assert isinstance(content, bytes)
         (folder / name).write_bytes(content)
-    if submission is not None:
-        (folder / ("submission.csv" if task.submission is Submission.CSV else "strategy.py")).write_text(submission)
-    arguments = EVALUATION if task.submission is Submission.CSV else []
-    return subprocess.run([sys.executable, task.evaluator, *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    (folder / "submission.csv").write_text(submission)
+    return subprocess.run([sys.executable, task.evaluator, *EVALUATION], cwd=folder, capture_output=True, text=True, timeout=60)
 
 
 def rows(content: object) -> list[dict[str, str]]:
@@ -88,13 +88,29 @@ def test_what_is_no_submission_is_refused_in_words(titanic: Task, tmp_path: Path
     assert scores_in(done.stdout) is None
 
 
-def test_the_prisoners_dilemma_pays_defectors_more_than_copycats_and_those_more_than_cooperators(tmp_path: Path):
-    task = build("prisonersDilemma", 0)
-    always = {move: f"def row_strategy(history):\n    return {move}\n" for move in (0, 1)}
-    earned = {move: (scores_in(evaluate(task, tmp_path, text).stdout) or {})["Score"] for move, text in always.items()}
-    assert earned[0] < task.baseline["test"]["Score"] < earned[1]
-    nonsense = evaluate(task, tmp_path, "def row_strategy(history):\n    return 2\n")
-    assert "must return 0 or 1" in nonsense.stderr
+def test_the_prisoners_dilemma_pays_defectors_more_than_copycats_and_those_more_than_cooperators():
+    always = {move: mean_payoff("0 test", lambda histories, move=move: [move] * len(histories)) for move in (0, 1)}
+    assert always[0] < build("prisonersDilemma", 0).baseline["test"]["Score"] < always[1]
+    assert always[1] == mean_payoff("0 test", lambda histories: [1] * len(histories))  # seeded
+    assert always[1] != mean_payoff("0 validation", lambda histories: [1] * len(histories))
+
+
+def test_a_strategy_sees_the_rounds_played_so_far_and_its_own_choices_first():
+    asked: list[list[tuple[int, int]]] = []
+
+    def ask(histories: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+        asked.extend(list(seen) for seen in histories)
+        return [1]
+
+    mean_payoff("x", ask, games=1)
+    assert [len(seen) for seen in asked] == list(range(10))
+    assert all(own == 1 for own, _ in asked[-1])
+
+
+@pytest.mark.parametrize("output", ["", "0102", "01", "nan", "0101\nsecret", "{}"])
+def test_answers_that_are_no_choices_are_refused(output: str):
+    with pytest.raises(BadStrategy, match="must return 0 or 1"):
+        choices_in(output, 4)
 
 
 def test_fashion_mnist_and_house_prices_say_which_data_they_need(monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from turnwise.envs.mlgym.builtin.prisoners_dilemma import judge, seed_of, starter_score
 from turnwise.envs.mlgym.task import Files, Half, Scores, Submission, Task, scores_in
 from turnwise.envs.tasks import DATA_VARIABLE, data_folder
 
@@ -40,7 +41,6 @@ TITANIC_COLUMNS = {
     "cabin": "Cabin",
     "embarked": "Embarked",
 }  # boat and body, which tell the answer, are left out
-GAMES = 2000  # standard error of the mean payoff about 0.01
 
 Row = dict[str, str]
 
@@ -58,8 +58,8 @@ def build(name: str, variant: int) -> Task:
     """
     if name not in BUILTIN:
         raise ValueError(f"there is no built-in task {name!r}; there are {', '.join(BUILTIN)}")
-    task = BUILTIN[name](variant)
-    return replace(task, id=f"{name}/{variant}", baseline={half: _baseline(task, half) for half in HALVES})
+    task = replace(BUILTIN[name](variant), id=f"{name}/{variant}")
+    return task if task.baseline else replace(task, baseline={half: _baseline(task, half) for half in HALVES})
 
 
 def _titanic(variant: int) -> Task:
@@ -93,10 +93,10 @@ def _fashion_mnist(variant: int) -> Task:
 
 
 def _prisoners_dilemma(variant: int) -> Task:
-    secret: dict[Half, Files] = {
-        half: {"games.json": json.dumps({"seed": f"{variant} {half}", "games": GAMES}).encode()} for half in HALVES
-    }
-    return _task("prisoners_dilemma", "Score", {}, secret, Submission.PYTHON)
+    halves: dict[Half, Files] = {half: {} for half in HALVES}
+    task = _task("prisoners_dilemma", "Score", {}, halves, Submission.PYTHON)
+    baseline = {half: {"Score": starter_score(seed_of(variant, half))} for half in HALVES}
+    return replace(task, judge=lambda box, half: judge(box, seed_of(variant, half)), baseline=baseline)
 
 
 BUILTIN: dict[str, Callable[[int], Task]] = {
@@ -126,7 +126,7 @@ def _task(folder: str, metric: str, data: Files, secret: dict[Half, Files], subm
     dataset = files / "dataset.md"
     docs = dataset.read_text(encoding="utf-8").strip() if dataset.exists() else ""
     starter = "strategy.py" if submission is Submission.PYTHON else "baseline.py"
-    evaluator = (files / "evaluate.py").read_bytes()
+    evaluator = {"evaluate.py": (files / "evaluate.py").read_bytes()} if submission is Submission.CSV else {}
     return Task(
         id=folder,
         name=folder,
@@ -136,7 +136,7 @@ def _task(folder: str, metric: str, data: Files, secret: dict[Half, Files], subm
         evaluator="evaluate.py",
         workspace={starter: (files / starter).read_bytes()},
         data=data,
-        secret={half: {**own, "evaluate.py": evaluator} for half, own in secret.items()},
+        secret={half: {**own, **evaluator} for half, own in secret.items()},
         time_limit_s=1800.0,
     )
 
@@ -149,11 +149,8 @@ def _baseline(task: Task, half: Half) -> Scores:
             folder.mkdir(exist_ok=True)
             for name, content in files.items():
                 (folder / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content)
-        arguments: list[str] = []
-        if task.submission is Submission.CSV:
-            _python(workspace, "baseline.py")
-            arguments = ["--submission_file", "submission.csv"]
-        scores = scores_in(_python(workspace, task.evaluator, *arguments))
+        _python(workspace, "baseline.py")
+        scores = scores_in(_python(workspace, task.evaluator, "--submission_file", "submission.csv"))
     if scores is None:
         raise ValueError(f"the baseline of the task {task.name} has no score")
     return scores
