@@ -59,7 +59,9 @@ class Flat(Echo):
 class ScriptedContext(Context):
     """A context whose engine is a script."""
 
-    def __init__(self, config: RLConfig, scratch: Path, *, engine: ScriptedEngine | None = None, rollouts: int = 24) -> None:
+    def __init__(
+        self, config: RLConfig, scratch: Path, *, engine: ScriptedEngine | None = None, rollouts: int | None = 24
+    ) -> None:
         super().__init__(config, scratch, lambda text: None, rollouts=rollouts)
         self.engine = engine or ScriptedEngine(require_adapters=False)
 

@@ -1,6 +1,7 @@
 """Rollouts of the untrained policy, and the batch that the trainer would get of them: by the code of a run."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from turnwise.config import RLConfig
@@ -19,25 +20,36 @@ from turnwise.transport import Batch, Progress
 
 MOST_ROLLOUTS, FEWEST_ROLLOUTS = 64, 32  # unless the user says how many
 FEWEST_GROUPS = 2
+PATIENCE_S = 60.0  # when the fewest rollouts have taken longer, they have to do
 
 
-def group_count(config: RLConfig, rollouts: int | None) -> int:
-    """Groups to play: those of `rollouts`, or of two batches within bounds that keep it a matter of seconds to minutes."""
+def group_counts(config: RLConfig, rollouts: int | None) -> tuple[int, int]:
+    """Groups to play at first, and those in all if that was quick.
+
+    They are the groups of `rollouts`, or of two batches within bounds that keep it a matter of seconds to minutes.
+    """
     settings = config.orchestrator
-    wanted = rollouts or max(FEWEST_ROLLOUTS, min(MOST_ROLLOUTS, 2 * settings.batch_size))
-    return max(FEWEST_GROUPS, wanted // settings.rollouts_per_example)
+    most = rollouts or max(FEWEST_ROLLOUTS, min(MOST_ROLLOUTS, 2 * settings.batch_size))
+    least = rollouts or FEWEST_ROLLOUTS
+    return (
+        max(FEWEST_GROUPS, least // settings.rollouts_per_example),
+        max(FEWEST_GROUPS, most // settings.rollouts_per_example),
+    )
 
 
 def play_groups(
-    config: RLConfig, setups: Sequence[EnvSetup], chat: Chat, session: Session, count: int, say: Say
+    config: RLConfig, setups: Sequence[EnvSetup], chat: Chat, session: Session, rollouts: int | None, say: Say
 ) -> list[JudgedGroup]:
-    """The first `count` groups of a run, with its tasks, seeds and sampling settings, judged as in a run.
+    """The first groups of a run, with its tasks, seeds and sampling settings, judged as in a run.
+
+    Args:
+        rollouts: how many to play, to whole groups; chosen here when None.
 
     Raises:
         CheckFailed: most rollouts end with an error.
     """
     try:
-        finished = session.run(_finished(config, setups, chat, session, count, say))
+        finished = session.run(_finished(config, setups, chat, session, group_counts(config, rollouts), say))
     except* TooManyErrors as failed:
         raise CheckFailed(str(failed.exceptions[0]), "mend the environment or the engine that the reasons name") from None
     return [judge(group, config.orchestrator.advantage, oldest_allowed=0) for group in finished]
@@ -63,25 +75,28 @@ def build_batch(config: RLConfig, groups: Sequence[JudgedGroup]) -> Batch:
 
 
 async def _finished(
-    config: RLConfig, setups: Sequence[EnvSetup], chat: Chat, session: Session, count: int, say: Say
+    config: RLConfig, setups: Sequence[EnvSetup], chat: Chat, session: Session, counts: tuple[int, int], say: Say
 ) -> list[FinishedGroup]:
     """The groups in the order of their numbers."""
-    settings = config.orchestrator
+    settings, (first, every) = config.orchestrator, counts
     player = Player.of(config, chat, session.threads)
-    total, done = count * settings.rollouts_per_example, 0
+    done, began = 0, time.monotonic()
 
     async def play(spec: RolloutSpec) -> Rollout:
         nonlocal done
         generate = session.policy.generator(temperature=settings.sampling.temperature, affinity=spec.rollout_id)
         rollout = await player.play(spec, generate)
         done += rollout.ok
-        say(f"{done} of {total} rollouts")
+        say(f"{done} of {every * settings.rollouts_per_example} rollouts")
         return rollout
 
     buffer = TaskBuffer(setups, settings.buffer, config.seed)
     async with asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(settings, buffer, play, tasks, seed=config.seed, version=lambda: 0)
-        scheduler.set_capacity(count)
-        finished = [await scheduler.finished.get() for _ in range(count)]
+        scheduler.set_capacity(first)
+        finished = [await scheduler.finished.get() for _ in range(first)]
+        if time.monotonic() - began < PATIENCE_S:
+            scheduler.set_capacity(every)
+            finished += [await scheduler.finished.get() for _ in range(every - first)]
         scheduler.close()
     return sorted(finished, key=lambda group: group.id)

@@ -157,7 +157,7 @@ class Context:
         from turnwise.orchestrator.chat import load_chat
 
         model = self.config.model
-        return self._of_model(partial(load_chat, model.name, chat_template=model.chat_template))
+        return self._of_model(partial(load_chat, model.name, chat_template=model.chat_template, tool_format=model.tool_format))
 
     @artefact
     def session(self) -> "Session":
@@ -176,10 +176,9 @@ class Context:
     @artefact
     def groups(self) -> "Sequence[JudgedGroup]":
         """Rollouts of the untrained policy, judged as in a run. Raises CheckFailed."""
-        from turnwise.diagnose.collect import group_count, play_groups
+        from turnwise.diagnose.collect import play_groups
 
-        count = group_count(self.config, self.rollouts)
-        return play_groups(self.config, self.setups, self.chat, self.session, count, self.say)
+        return play_groups(self.config, self.setups, self.chat, self.session, self.rollouts, self.say)
 
     @artefact
     def batch(self) -> "Batch":

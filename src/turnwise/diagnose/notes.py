@@ -17,12 +17,12 @@ class Notes:
 
     def fail(self, evidence: str, remedy: str = "") -> None:
         """It cannot learn as it is."""
-        self.faults.append(evidence)
+        self.faults.append(evidence.rstrip("."))
         self._advise(remedy)
 
     def warn(self, evidence: str, remedy: str = "") -> None:
         """It can learn, but something is likely to disappoint."""
-        self.warnings.append(evidence)
+        self.warnings.append(evidence.rstrip("."))
         self._advise(remedy)
 
     def finding(self, summary: str, data: Mapping[str, Any] | None = None, lines: Sequence[str] = ()) -> Finding:

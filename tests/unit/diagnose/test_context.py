@@ -11,8 +11,9 @@ import pytest
 from support.planted_checks import ScriptedContext, tables
 from support.scripted_engine import ScriptedEngine
 from turnwise.config import ConfigError, RLConfig, load_config
+from turnwise.diagnose import collect
 from turnwise.diagnose.checks import TEXT_CHECKS
-from turnwise.diagnose.collect import group_count
+from turnwise.diagnose.collect import group_counts
 from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import CheckFailed, Verdict, run_checks
 from turnwise.diagnose.session import Session
@@ -128,8 +129,25 @@ def test_what_a_session_opened_is_closed_when_it_cannot_go_on(tiny_model: Path, 
 
 @pytest.mark.parametrize(
     ("batch", "group", "asked", "groups"),
-    [(32, 8, None, 8), (2, 2, None, 16), (2048, 8, None, 8), (32, 8, 24, 3), (128, 64, None, 2), (32, 8, 1, 2)],
+    [
+        (32, 8, None, (4, 8)),
+        (2, 2, None, (16, 16)),
+        (2048, 8, None, (4, 8)),
+        (32, 8, 24, (3, 3)),
+        (128, 64, None, (2, 2)),
+        (32, 8, 1, (2, 2)),
+    ],
 )
-def test_so_many_groups_are_played(batch: int, group: int, asked: int | None, groups: int):
+def test_so_many_groups_are_played(batch: int, group: int, asked: int | None, groups: tuple[int, int]):
     config = RLConfig.model_validate({"orchestrator": {"batch_size": batch, "rollouts_per_example": group}})
-    assert group_count(config, asked) == groups
+    assert group_counts(config, asked) == groups
+
+
+@pytest.mark.parametrize(("patience_s", "groups"), [(60.0, 16), (0.0, 8)])
+def test_slow_rollouts_are_not_played_as_often(
+    patience_s: float, groups: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collect, "PATIENCE_S", patience_s)
+    config = config_of(tiny_model, tmp_path, batch_size=32)
+    with ScriptedContext(config, tmp_path / "scratch", rollouts=None) as context:
+        assert [judged.group.id for judged in context.groups] == list(range(groups))
