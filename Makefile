@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m
 # where the engine of test-docker keeps its data and its socket, whose path may have 107 characters
+DOCKER_TESTS ?= tests/containers
 DOCKER_HOME ?= /tmp/turnwise-docker-$(shell id -u)
 
 .DEFAULT_GOAL := help
@@ -47,7 +48,7 @@ test-vllm: setup  ## the engine's conformance tests against a real vLLM server, 
 
 test-docker: setup  ## the container tests against a real Docker engine, which is started for them
 	@url=$$(sh scripts/docker_engine.sh start $(DOCKER_HOME)) || exit 1; \
-		TURNWISE_DOCKER_HOME=$(DOCKER_HOME) DOCKER_HOST=$$url $(BIN)/python -m pytest -m docker; status=$$?; \
+		TURNWISE_DOCKER_HOME=$(DOCKER_HOME) DOCKER_HOST=$$url $(BIN)/python -m pytest -m docker $(DOCKER_TESTS); status=$$?; \
 		sh scripts/docker_engine.sh stop $(DOCKER_HOME); exit $$status
 
 lint: $(READY)  ## ruff: rules and format

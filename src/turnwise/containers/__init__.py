@@ -11,7 +11,8 @@ from turnwise.containers.errors import (
     RecipeFailed,
     TransferRefused,
 )
-from turnwise.containers.pool import Pool, PoolState
+from turnwise.containers.leases import PoolState
+from turnwise.containers.pool import Pool
 from turnwise.containers.pools import Pools, open_pools
 from turnwise.containers.spec import DATA, HOME
 

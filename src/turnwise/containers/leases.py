@@ -1,14 +1,37 @@
-"""First come, first served: the one queue behind places for containers and behind GPUs."""
+"""Who waits, and who has what: places for containers and GPUs, first come, first served."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from turnwise.containers.box import Box
 from turnwise.containers.errors import PoolBusy
+from turnwise.containers.spec import Host
 
 T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Held:
+    """A box and the host on which it has a place."""
+
+    box: Box
+    host: Host
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """What a pool has, for metrics."""
+
+    leased: int
+    ready: int
+    waiting: int
+    unburied: int  # containers whose engine did not confirm their end; they keep place and GPUs
+    down: dict[str, str] = field(default_factory=dict[str, str])  # why, by host, for the engines that are down
 
 
 class FairQueue:

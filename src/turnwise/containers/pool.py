@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -14,32 +13,12 @@ from turnwise.config.containers import ContainersConfig, LimitsConfig
 from turnwise.containers.archive import Content
 from turnwise.containers.box import Box
 from turnwise.containers.errors import ContainerError, ContainerGone, EngineDown, PoolBusy
-from turnwise.containers.leases import FairQueue, GpuLedger
+from turnwise.containers.leases import FairQueue, GpuLedger, Held, PoolState
 from turnwise.containers.spec import Host, Spec
 
 log = logging.getLogger(__name__)
 
 KEEPER_TICK_S = 0.5
-
-
-@dataclass(eq=False)
-class Held:
-    """A box and the host on which it has a place."""
-
-    box: Box
-    host: Host
-    ended: bool = False
-
-
-@dataclass(frozen=True)
-class PoolState:
-    """What a pool has, for metrics."""
-
-    leased: int
-    ready: int
-    waiting: int
-    unburied: int  # containers whose engine did not confirm their end; they keep place and GPUs
-    down: dict[str, str] = field(default_factory=dict[str, str])  # why, by host, for the engines that are down
 
 
 class Pool:
@@ -156,12 +135,14 @@ class Pool:
         return None
 
     def _use(self, found: Held | Host, spec: Spec) -> Held | None:
-        """Make a box of what was found; None when it was a ready one that had died. Raises as `_start`."""
+        """Make a box of what was found; None when the place of a ready one could not be taken over. Raises as `_start`."""
         if not isinstance(found, Held):
             return self._start(spec, found)
         if found.box.spec == spec and found.box.healthy():
             return found
-        self._end(found)  # it made room, or is dead: the place goes to whoever is first in the queue, which is this caller
+        found.ended = True
+        if self._removed(found):  # dead, or of another kind: the new one takes its place
+            return self._start(spec, found.host)
         self._ledger.release(spec.gpus)
         return None
 
@@ -215,14 +196,19 @@ class Pool:
         self._bury(held)
 
     def _bury(self, held: Held) -> None:
+        if self._removed(held):
+            self._give_back(held.host, held.box.spec)
+
+    def _removed(self, held: Held) -> bool:
+        """Remove a container; one whose end is not certain is kept for later."""
         try:
             held.box.close()
         except ContainerError as error:
             log.debug("containers: %s did not confirm the end of a container: %s", held.host.name, error)
             with self._lock:
                 self._unburied.append(held)
-        else:
-            self._give_back(held.host, held.box.spec)
+            return False
+        return True
 
     def _keep(self) -> None:
         """Until the pool is closed: bury the dead, try engines that are down, keep boxes ready."""
@@ -241,9 +227,8 @@ class Pool:
                 self._lock.notify_all()
 
     def _try(self, host: Host) -> None:
-        """Call an engine that is down: with a real container where it is known which, else with a question."""
-        if self._wanted is not None:
-            self._keep_ready([host], trial=True)
+        """Call an engine that is down: with a container where it is known which and there is a place, else with a question."""
+        if self._keep_ready([host], trial=True) or not host.breaker.trial_due:
             return
         try:
             host.remove_orphans()

@@ -210,3 +210,24 @@ def test_closing_ends_boxes_in_use_and_refuses_new_ones():
     lease.__exit__(None, None, None)
     assert host.living == []
     pool.close()
+
+
+def test_an_engine_whose_places_are_all_taken_is_tried_with_a_question():
+    host = FakeHost(capacity=1, failures=1)
+    with Pool([host], quick_config(wait_s=10)) as pool, pool.lease("x") as box:
+        host.breaker.failure("planted")
+        until(lambda: pool.state.down == {})
+        assert box.run("true").exit_code == 0
+
+
+def test_a_caller_who_evicts_a_ready_container_has_its_place():
+    host = FakeHost(capacity=1)
+    with Pool([host], quick_config(warm=1)) as pool:
+        with pool.lease("x"):
+            pass
+        until(lambda: pool.state.ready == 1)
+        host.living[0].destroyed = True  # as `destroy` would, so that only the pool's own count is left
+        host.living.clear()
+        with pool.lease("y") as box:
+            assert box.spec.image == "y"
+            assert len(host.living) == 1
