@@ -160,17 +160,21 @@ def test_a_bridge_that_differs_from_the_template_is_a_warning(judged: Judge):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (CHATML, "the template knows no tools, so they are described in the system prompt; several calls a reply"),
-        (tool_templates.NO_SYSTEM, "the template knows no tools, so they are described in the system prompt; several calls"),
-        (tool_templates.HERMES, "tools go by the chat template; several calls a reply"),
-        (tool_templates.LISTED, "tools go by the chat template; several calls a reply"),
-        (tool_templates.ONE_SHOWN, "tools go by the chat template; one call a reply, further ones are answered as not run"),
+        (CHATML, "tools are described in the system prompt (docs/tools.md), several calls a reply"),
+        (tool_templates.NO_SYSTEM, "tools are described in the system prompt (docs/tools.md), several calls a reply"),
+        (tool_templates.HERMES, "tools go by the chat template, several calls a reply"),
+        (tool_templates.LISTED, "tools go by the chat template, several calls a reply"),
+        (tool_templates.ONE_SHOWN, "tools go by the chat template, one call a reply: further ones are answered as not run"),
     ],
 )
 def test_calls_survive_the_way_through_a_template(judged: Judge, template: str, told: str):
     found = judged(template, env=LIBRARY)
     assert found.verdict is Verdict.PASS, found.evidence
     assert told in found.evidence
+
+
+def test_thoughts_that_only_messages_of_the_user_drop_are_no_matter_where_tools_answer(judged: Judge):
+    assert judged(tool_templates.THINKING, env=LIBRARY).verdict is Verdict.PASS
 
 
 def test_calls_that_nothing_reads_fail(judged: Judge):

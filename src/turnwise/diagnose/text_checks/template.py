@@ -24,18 +24,20 @@ ANSWER: list[Message] = [{"role": "user", "content": "turnwise goes on."}]
 def look(context: Context) -> Finding:
     """Render conversations of our own, by the chat of the run and by tokenizer and template alone, and compare."""
     reading, notes = Reading(context.chat, context.text), Notes()
-    setups = context.setups_if_any()
-    turns = max((setup.max_turns for setup in setups), default=1)
     _stops(reading, notes)
     _round_trip(reading, notes)
     _injection(reading, notes)
     _as_rendered(reading, notes)
-    appends = _history(reading, notes, turns=turns)
-    seen = [judge_tools(reading, setup.tools, notes) for setup in setups if setup.tools]
-    data = {"stop_ids": list(reading.chat.stop_ids), "append_only": appends, "tools": seen}
+    setups = context.setups_if_any()
+    uses = {setup.name: judge_tools(reading, setup.tools, notes) for setup in setups if setup.tools}
+    by_template = [name for name, use in uses.items() if use is not None and use.native]
+    turns = max((setup.max_turns for setup in setups if setup.name not in by_template), default=1)
+    appends = _history(reading, notes, turns=turns)  # of replies that messages of the user answer
+    used = {name: vars(use) for name, use in uses.items() if use is not None}
+    data = {"stop_ids": list(reading.chat.stop_ids), "append_only": appends, "tools": used}
     ends = ", ".join(stop for stop in reading.stops if stop)
     growth = "history only grows" if appends else "history is rewritten"
-    tools = "".join(f"; {text}" for text in dict.fromkeys(told for one in seen for told in one))
+    tools = "".join(f"; {words}" for words in dict.fromkeys(use.words() for use in uses.values() if use is not None))
     return notes.finding(f"{len(TEXTS)} texts survive the round trip, replies end with {ends}, {growth}{tools}", data)
 
 

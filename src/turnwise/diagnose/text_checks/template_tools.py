@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from turnwise.diagnose.notes import Notes
@@ -23,18 +24,35 @@ VALUES: dict[str, Any] = {
 }
 
 
-def judge_tools(reading: Reading, tools: Sequence[Tool], notes: Notes) -> list[str]:
-    """Let the template write calls, read them back, and answer them; returns what there is to say about it."""
+@dataclass(frozen=True)
+class ToolUse:
+    """How a model is offered the tools of an environment.
+
+    Args:
+        native: by its chat template, and answered by tool messages; in the system prompt and by user messages otherwise.
+        several: a reply may make more than one call.
+    """
+
+    native: bool
+    several: bool
+
+    def words(self) -> str:
+        how = "tools go by the chat template" if self.native else "tools are described in the system prompt (docs/tools.md)"
+        return f"{how}, {'several calls a reply' if self.several else 'one call a reply: further ones are answered as not run'}"
+
+
+def judge_tools(reading: Reading, tools: Sequence[Tool], notes: Notes) -> ToolUse | None:
+    """Let the template write calls, read them back, and answer them; None where the model cannot be offered the tools."""
     try:
         offering = Reading(reading.chat.with_tools(tools), reading.text)
     except ChatError as error:
         notes.fail(str(error))
-        return []
+        return None
     prompt = offering.chat.first_prompt(QUESTION)
     hidden = [tool.name for tool in tools if tool.name not in offering.decode(prompt)]
     if hidden:
         notes.fail(f"the prompt does not tell of the tools {', '.join(hidden)}")
-        return []
+        return None
     specs = [tool.spec() for tool in tools]
     native = INSTRUCTIONS.partition("{")[0] not in offering.decode(prompt)
     calls = [ToolCall(id=f"call{i:05d}", name=tools[0].name, arguments=arguments_for(tools[0])) for i in range(2)]
@@ -42,8 +60,7 @@ def judge_tools(reading: Reading, tools: Sequence[Tool], notes: Notes) -> list[s
     several = _several(offering, prompt, calls, _written(reading, calls, specs, native=native))
     _answered(offering, prompt, calls, notes)
     _unreadable(offering, prompt, notes)
-    how = "tools go by the chat template" if native else "the template knows no tools, so they are described in the system prompt"
-    return [how, "several calls a reply" if several else "one call a reply, further ones are answered as not run"]
+    return ToolUse(native, several)
 
 
 def arguments_for(tool: Tool) -> dict[str, Any]:
