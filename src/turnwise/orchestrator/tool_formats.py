@@ -1,6 +1,7 @@
 """How calls are written in replies: JSON between marks, as almost every model has it, found by looking at a rendered probe."""
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from turnwise.envs.messages import AssistantMessage, ToolCall
 ONE_CALL = "one call a turn: this model's format carries only one; call it again in your next reply"
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may begin a call with it
 MAX_DEPTH = 32  # of objects and lists in arguments; encoders and validators on the way recurse
+SPACE = re.compile(r"\s*")
 SEPARATORS = " \t\r\n,;"  # between bare calls
 
 _SCANNER = json.JSONDecoder(strict=False)  # finds where a value ends; msgspec judges it
@@ -37,11 +39,13 @@ class JsonCalls:
         opening: what stands before a call; empty for bare JSON that is the whole reply, as Llama 3 writes it.
         closing: what stands after a call; empty where only the end of the reply does.
         arguments_key: under which the arguments are; `arguments` and `parameters` are understood beside it.
+        name_key: under which the name is.
     """
 
     opening: str = "<tool_call>"
     closing: str = "</tool_call>"
     arguments_key: str = "arguments"
+    name_key: str = "name"
 
     def read(self, text: str, *, thinking: bool = False) -> AssistantMessage:
         begin = after_thoughts(text, thinking=thinking)
@@ -51,7 +55,7 @@ class JsonCalls:
         return AssistantMessage(content=(text[:begin] + said).strip(), tool_calls=tuple(calls), raw=text)
 
     def write(self, function: Mapping[str, Any]) -> str:
-        call = {"name": function["name"], self.arguments_key: function["arguments"]}
+        call = {self.name_key: function["name"], self.arguments_key: function["arguments"]}
         return "\n".join(filter(None, [self.opening, json.dumps(call, ensure_ascii=False), self.closing]))
 
     def _marked(self, text: str) -> tuple[str, list[ToolCall]]:
@@ -66,7 +70,7 @@ class JsonCalls:
         """The calls after one opening mark, and where the text goes on."""
         end = _json_end(text, start)
         if end is not None:
-            after = end + len(text[end:]) - len(text[end:].lstrip())
+            after = _after_space(text, end)
             if not self.closing:
                 return self._values(text[start:end].strip()), end
             if text.startswith(self.closing, after):
@@ -92,7 +96,7 @@ class JsonCalls:
                     return f"{said}{body}", calls
                 return said, [*calls, ToolCall(id="", raw=body, error=_json_trouble(body))]
             calls += self._values(body[:end])
-            if not tag and len(calls) == 1 and calls[0].name is None and '"name"' not in body[:end]:
+            if not tag and len(calls) == 1 and calls[0].name is None and f'"{self.name_key}"' not in body[:end]:
                 return text, []  # JSON, but no call
             body = body[end:].lstrip(SEPARATORS).removeprefix(PYTHON_TAG)
         return said, calls
@@ -108,10 +112,10 @@ class JsonCalls:
 
     def _call(self, value: Any, raw: str) -> ToolCall:
         if not isinstance(value, dict):
-            return ToolCall(id="", raw=raw, error=f'a call is a JSON object with "name" and "{self.arguments_key}"')
+            return ToolCall(id="", raw=raw, error=f'a call is a JSON object with "{self.name_key}" and "{self.arguments_key}"')
         keys = (self.arguments_key, "arguments", "parameters")
         arguments = next((value[key] for key in keys if key in value), {})
-        return checked_call(value.get("name"), arguments, raw)
+        return checked_call(value.get(self.name_key), arguments, raw, name_key=self.name_key)
 
 
 def after_thoughts(text: str, *, thinking: bool = False) -> int:
@@ -122,10 +126,10 @@ def after_thoughts(text: str, *, thinking: bool = False) -> int:
     return len(text) if closed < 0 else closed + len("</think>")
 
 
-def checked_call(name: Any, arguments: Any, raw: str, *, own_id: str = "") -> ToolCall:
+def checked_call(name: Any, arguments: Any, raw: str, *, own_id: str = "", name_key: str = "name") -> ToolCall:
     """A call from what was read, with what is wrong about its shape; whether there is such a tool is the environment's to say."""
     if not (isinstance(name, str) and name):
-        return ToolCall(id=own_id, raw=raw, error='the call has no "name"')
+        return ToolCall(id=own_id, raw=raw, error=f'the call has no "{name_key}"')
     if _too_deep(arguments):
         return ToolCall(id=own_id, raw=raw, error=f"the arguments are nested deeper than {MAX_DEPTH} levels")
     try:  # what is no JSON would be lost, or would raise, on the way to the environment
@@ -183,10 +187,11 @@ def first_only(message: AssistantMessage) -> AssistantMessage:
 def format_of(rendered: str, name: str, arguments: dict[str, Any]) -> JsonCalls | None:
     """The format of a rendered reply that makes one call; None when the call is not written as JSON."""
     for start, end, value in _json_objects(rendered):
-        key = next((key for key, inner in value.items() if inner == arguments), None)
-        if value.get("name") == name and key is not None:
+        key_of = {json.dumps(inner): key for key, inner in value.items()}
+        keys = [key_of.get(json.dumps(wanted), "") for wanted in (arguments, name)]
+        if all(keys):
             opening, closing = rendered[:start].strip().removesuffix("["), rendered[end:].strip().removeprefix("]")
-            return JsonCalls(opening.strip(), closing.strip(), key)
+            return JsonCalls(opening.strip(), closing.strip(), *keys)
     return None
 
 
@@ -201,11 +206,15 @@ def _json_objects(text: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
 def _json_end(text: str, start: int) -> int | None:
     """Where the JSON value ends that begins at `start`, after white space; None when none begins there."""
-    begin = start + len(text[start:]) - len(text[start:].lstrip())
     try:
-        return _SCANNER.raw_decode(text, begin)[1]
+        return _SCANNER.raw_decode(text, _after_space(text, start))[1]
     except (ValueError, RecursionError):
         return None
+
+
+def _after_space(text: str, start: int) -> int:
+    found = SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def _json_trouble(raw: str) -> str:

@@ -173,6 +173,7 @@ def test_in_a_format_of_one_call_the_further_ones_carry_the_reason():
         ('{"name": "f", "parameters": {"a": "b"}}', BARE),
         ('[CALLS] [{"name": "f", "arguments": {"a": "b"}, "id": "1"}]', LISTED),
         ('Action: {"name": "f", "args": {"a": "b"}}', JsonCalls("Action:", "", "args")),
+        ('```json\n[{"tool_name": "f", "parameters": {"a": "b"}}]```', JsonCalls("```json", "```", "parameters", "tool_name")),
         ("<function=f><parameter=a>b</parameter></function>", None),
         ('{"name": "other", "arguments": {"a": "b"}}', None),
     ],
