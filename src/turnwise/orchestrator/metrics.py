@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 
 from turnwise.orchestrator.batches import BatchBuilder
-from turnwise.orchestrator.filters import Fate
+from turnwise.orchestrator.filters import Fate, JudgedGroup
 from turnwise.orchestrator.types import Rollout
 from turnwise.transport import Sample
 
@@ -36,9 +36,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         **_rewards(rollouts),
         **_advantages(samples),
         **_lengths(rollouts),
-        **_tool_calls(
-            [r for judged in groups if judged.fate in USABLE and judged.group.task.env.tools for r in judged.group.valid]
-        ),
+        **_tool_calls(groups),
         **mean_by_name("reward", (rollout.components for rollout in rollouts), missing=0.0),
         **mean_by_name("env", (rollout.metrics for rollout in rollouts)),
         **{f"stop_reason/{reason}/count": float(n) for reason, n in Counter(r.stop_reason for r in every).items()},
@@ -113,8 +111,9 @@ def _lengths(rollouts: Sequence[Rollout]) -> Metrics:
     }
 
 
-def _tool_calls(rollouts: Sequence[Rollout]) -> Metrics:
-    """Of rollouts that were offered tools."""
+def _tool_calls(groups: Sequence[JudgedGroup]) -> Metrics:
+    """Of the rollouts that were offered tools."""
+    rollouts = [r for judged in groups if judged.fate in USABLE and judged.group.task.env.tools for r in judged.group.valid]
     if not rollouts:
         return {}
     calls = [call for rollout in rollouts for call in rollout.tool_calls()]

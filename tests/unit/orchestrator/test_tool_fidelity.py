@@ -5,9 +5,8 @@ The tokenizers are those of SmolLM2, Qwen and Llama 3; templates are the tests' 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import tool_templates
-from support.real_tokenizers import LLAMA, QWEN, RealTokenizer, real_tokenizer
+from support.real_tokenizers import LLAMA, QWEN, real_tokenizer
 from support.tool_envs import ANSWER, LOOKUP
 from turnwise.envs.messages import AssistantMessage, tool_message
 from turnwise.orchestrator.jinja_template import ChatTemplate
@@ -63,16 +62,6 @@ class Frame:
         return [token for token in ids if token in set(self.chat.encoder.ids.values())]
 
 
-def _frame(which: RealTokenizer | None, template: str, **options: bool) -> Frame:
-    if which is None:
-        from turnwise.launch.models import resolve_model
-
-        return Frame(TemplateChat(load_model_text(resolve_model("smollm2-135m"))).with_tools(TOOLS))
-    file = Path(__file__).parents[2] / "support" / "__init__.py"  # any file: the template is put in below
-    model = replace(load_model_text(str(real_tokenizer(which)), chat_template=file), template=template)
-    return Frame(TemplateChat(model).with_tools(TOOLS), **options)
-
-
 @pytest.fixture(
     scope="module",
     params=[
@@ -82,10 +71,16 @@ def _frame(which: RealTokenizer | None, template: str, **options: bool) -> Frame
         pytest.param((LLAMA, tool_templates.LLAMA), id="llama-one-call"),
     ],
 )
-def frame(request: pytest.FixtureRequest) -> Frame:
+def frame(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Frame:
     which, template = request.param
-    bare = template == tool_templates.LLAMA
-    return _frame(which, template, bare=bare, listed=template == tool_templates.LISTED)
+    if which is None:
+        from turnwise.launch.models import resolve_model
+
+        return Frame(TemplateChat(load_model_text(resolve_model("smollm2-135m"))).with_tools(TOOLS))
+    file = tmp_path_factory.mktemp("template") / "chat_template.jinja"
+    file.write_text(template)
+    chat = TemplateChat(load_model_text(str(real_tokenizer(which)), chat_template=file)).with_tools(TOOLS)
+    return Frame(chat, bare=template == tool_templates.LLAMA, listed=template == tool_templates.LISTED)
 
 
 TOKENS = ["<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>", "<|start_header_id|>", "<|python_tag|>", "\ufdd0"]
