@@ -32,3 +32,9 @@ def test_the_first_check_to_fail_names_the_fault(fault: Fault, tiny_model: Path,
     assert failed.finding.evidence
     for blocked in (result for result in results if result.finding.verdict is Verdict.BLOCKED):
         assert blocked.blocked_by == fault.check
+
+
+@pytest.mark.parametrize("fault", TEXT_FAULTS, ids=str)
+def test_the_page_has_every_fault_beside_its_check(fault: Fault):
+    page = Path(__file__).parents[3] / "docs" / "check.md"
+    assert f"| {fault.name} | {fault.check} |" in page.read_text()
