@@ -262,7 +262,9 @@ UPDATE: dict[str, tuple[dict[str, Any], Verdict, str]] = {
 
 @pytest.mark.parametrize(("changes", "verdict", "evidence"), UPDATE.values(), ids=UPDATE)
 def test_update(changes: dict[str, Any], verdict: Verdict, evidence: str) -> None:
-    finding = judged(report("update", **changes), "update")
+    found = report("update", **changes)
+    setting = msgspec.structs.replace(SOUND.setting, adapter=changes.get("merged", 1) is not None)
+    finding = judged(msgspec.structs.replace(found, setting=setting), "update")
     assert finding.verdict is verdict, finding.evidence
     assert evidence in finding.evidence
     assert bool(finding.remedy) == (verdict is not Verdict.PASS)

@@ -113,8 +113,8 @@ def _softmax(states: Tensor, weight: Tensor, targets: Tensor, temperatures: Sequ
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
         logits = (states[part] @ weight.T).float()
-        scaled = [torch.log_softmax(logits / t, -1).gather(1, targets[part, None])[:, 0] for t in temperatures]
-        found.append(torch.stack(scaled))
+        chosen = logits.gather(1, targets[part, None])[:, 0]
+        found.append(torch.stack([chosen / t - torch.logsumexp(logits / t, -1) for t in temperatures]))
     return torch.cat(found, 1)
 
 

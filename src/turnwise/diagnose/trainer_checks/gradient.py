@@ -26,7 +26,7 @@ def judge_gradient(report: ProbeReport) -> Finding:
         f"{found.norm:.3g}, {clipping}"
     )
     data = {"norm": found.norm, "max_grad_norm": found.max_norm, "tensors": found.norms, "awake": found.awake}
-    return notes.finding(summary, data, by_kind(found.awake or found.norms, "gradient norm"))
+    return notes.finding(summary, data, by_kind(found.awake or found.norms, "gradient norm") if notes.remedies else ())
 
 
 def _right_tensors(found: Gradient, notes: Notes) -> None:

@@ -41,12 +41,11 @@ def judge_update(report: ProbeReport) -> Finding:
             f"; the adapter adds {found.merged.ratio:.1e} of the norm of the weights under it (merged into them it would change "
             f"{merged}; engines add it apart)"
         )
-    elif found.ratios:
+    elif not report.setting.adapter:
         summary += f"; a tensor changes by {_ratio(found):.1e} of its norm"
     data = {name: value for name, value in msgspec.to_builtins(found).items() if name != "ratios"} | {"ratio": _ratio(found)}
-    return notes.finding(
-        summary, data, by_kind({name: ratio for name, ratio in found.ratios.items() if ratio}, "change / weight")
-    )
+    moved = {name: ratio for name, ratio in found.ratios.items() if ratio}
+    return notes.finding(summary, data, by_kind(moved, "change / weight") if notes.remedies else ())
 
 
 def _moves(found: Update, rate: str, notes: Notes) -> None:
