@@ -48,7 +48,7 @@ test-vllm: setup  ## the engine's conformance tests against a real vLLM server, 
 
 test-docker: setup  ## the container tests against a real Docker engine, which is started for them
 	@url=$$(sh scripts/docker_engine.sh start $(DOCKER_HOME)) || exit 1; \
-		TURNWISE_DOCKER_HOME=$(DOCKER_HOME) DOCKER_HOST=$$url $(BIN)/python -m pytest -m docker $(DOCKER_TESTS); status=$$?; \
+		DOCKER_HOST=$$url $(BIN)/python -m pytest -m docker $(DOCKER_TESTS); status=$$?; \
 		sh scripts/docker_engine.sh stop $(DOCKER_HOME); exit $$status
 
 lint: $(READY)  ## ruff: rules and format

@@ -56,7 +56,11 @@ end() {
 	pid=$(cat "$pidfile")
 	kill "-$1" "$pid"
 	for _ in $(seq 150); do
-		[ -d "/proc/$pid" ] || return 0
+		if ! [ -d "/proc/$pid" ]; then
+			# an engine mounts its data over itself, and leaves that when it was killed once
+			while umount "$home/data" 2>/dev/null; do :; done
+			return 0
+		fi
 		sleep 0.2
 	done
 	echo "the engine of $home (pid $pid) is still there after 30 s" >&2

@@ -102,6 +102,8 @@ class Box:
     def _judge(self, process: Process, reply: Reply, before: Counters) -> tuple[Ending, int | None]:
         if reply.stop is Stop.FLOOD:
             return Ending.FLOOD, None
+        if reply.exit_code == 0:
+            return Ending.OK, 0
         try:
             now = self._cell.counters()
         except ContainerGone:
