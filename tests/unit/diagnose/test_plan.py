@@ -1,6 +1,7 @@
 """Could this run start and end on this machine?"""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import Finding, Verdict, run_checks
 from turnwise.diagnose.text_checks.plan import PLAN, checkpoint_bytes, existing, kept_checkpoints
 from turnwise.inference.launcher import VLLM_PYTHON
+from turnwise.launch.gpus import Gpu, Machine, TorchBuild
 from turnwise.launch.shape import read_shape
 
 Look = Callable[..., Finding]
@@ -46,6 +48,17 @@ def test_gpus_that_are_not_there_fail(look: Look, monkeypatch: pytest.MonkeyPatc
     found = look({"gpus": {"trainer": [0, 1]}})
     assert found.verdict is Verdict.FAIL
     assert "gpus.trainer = [0, 1] but CUDA_VISIBLE_DEVICES = '' in the environment hides all GPUs" in found.evidence
+
+
+def test_gpus_that_are_there_pass_with_who_has_which(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VLLM_PYTHON, sys.executable)
+    config = RLConfig.model_validate({**tables(tiny_model, tmp_path), "gpus": {"inference": [0], "trainer": [1]}})
+    context = Context(config, tmp_path / "scratch", lambda text: None)
+    gpus = tuple(Gpu(str(index), f"GPU-{index}", "a GPU", 24 * 2**30, 0) for index in range(2))
+    context.machine = Machine(gpus, None, TorchBuild("2.11.0", "13.0"))
+    found = PLAN.run(context)
+    assert found.verdict is Verdict.PASS, found.evidence
+    assert found.evidence == "4 steps of 8 rollouts with engines on [0], the trainer on [1]"
 
 
 def test_an_engine_that_is_not_installed_fails(look: Look, monkeypatch: pytest.MonkeyPatch):
