@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from turnwise.envs.base import Step, Task, TextEnv
+from turnwise.envs.base import Outage, Step, Task, TextEnv
 
 release = threading.Event()  # lets hanging calls go when a test is over
 
@@ -49,6 +49,8 @@ class Faulty(TextEnv):
         match self.what:
             case "raise":
                 raise ZeroDivisionError("planted")
+            case "outage":
+                raise Outage("no engine answers")
             case "exit":
                 raise SystemExit(3)
             case "stop_iteration":

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     play.add_argument("id", help="name, or package.module:Class")
     play.add_argument("--seed", type=int, help="seed of the episode")
+    play.add_argument("--task", metavar="ID", help="the task, or the beginning of its id; drawn when not given")
     play.set_defaults(run=_play)
 
     model = commands.add_parser("model", help="prepare a model in the cache (smollm2-135m), or check a folder")
@@ -126,10 +127,20 @@ def _envs(options: argparse.Namespace, _rest: Sequence[str]) -> int:
 
 
 def _play(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from turnwise.config import EnvConfig, OrchestratorConfig, RLConfig
     from turnwise.envs import make
-    from turnwise.envs.play import play
+    from turnwise.envs.containers import containers_of
+    from turnwise.envs.play import choose_task, play
 
-    play(make(options.id, env_arguments(rest)), seed=options.seed)
+    arguments = env_arguments(rest)
+    env = make(options.id, arguments)
+    task = None if options.task is None else choose_task(env, options.task)
+    config = RLConfig(orchestrator=OrchestratorConfig(env=[EnvConfig(id=options.id, args=arguments)]), run_name="play")
+    with containers_of(config, lambda text: print(text, file=sys.stderr)) as env.containers:
+        try:
+            play(env, seed=options.seed, task=task)
+        finally:
+            env.close()
     return 0
 
 

@@ -1,6 +1,6 @@
 """Environments: text in, text out. `make("wordle")` makes one, `register` adds one, `registered` lists them."""
 
-from turnwise.envs.base import FreeText, Step, Task, TextEnv
+from turnwise.envs.base import FreeText, Outage, Step, Task, TextEnv
 from turnwise.envs.registry import load, make, register, registered
 from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import Done, ToolError, tool
@@ -8,6 +8,7 @@ from turnwise.envs.tools import Done, ToolError, tool
 __all__ = [
     "Done",
     "FreeText",
+    "Outage",
     "Step",
     "Task",
     "TextEnv",

@@ -27,6 +27,10 @@ SAMPLE_CHARACTERS = 32  # a random action need not be long to be random
 SAMPLE_CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?-#<>/\n"
 
 
+class Outage(Exception):
+    """What an environment stands on is down, a container engine for instance: the episode is void, and played again."""
+
+
 class FreeText(spaces.Text):
     """Any text up to `max_length` characters: `contains` looks at type and length, never at the alphabet."""
 
@@ -136,6 +140,10 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     def episode_metrics(self) -> dict[str, float]:
         """Metrics of the episode so far, leaving out those that say nothing yet. None, unless overridden."""
         return {}
+
+    def typed(self, text: str) -> str | None:
+        """What a person typed, as an action; None where further lines belong to it. The text itself, unless overridden."""
+        return text
 
     def answer(self, observation: str, *, components: Mapping[str, float] | None = None) -> Step:
         """The episode goes on with `observation`, unless this was reply number `max_turns`: then it is truncated."""

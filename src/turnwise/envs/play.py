@@ -47,15 +47,11 @@ def play(
     while not over:
         console.print(Text(observation))
         console.print("> ", end="")
-        line = source.readline()
-        if not line:
+        action = _read(env, source, console)
+        if action is None:
             console.print(Text("end of input", style="dim"))
             total += _show_components(console, env.finish("end of input"))
             break
-        if not source.isatty():
-            console.print(Text(line.rstrip("\n")))  # a terminal has echoed it already
-        reply = line.rstrip("\n")
-        action = read_typed(reply, env.tools).to_action() if env.tools else reply
         observation, _, terminated, truncated, info = env.step(action)
         total += _show_components(console, info["reward_components"])
         metrics, over = info["metrics"], terminated or truncated
@@ -64,6 +60,31 @@ def play(
     console.print(Text(f"total reward {total:+.3f}", style="bold"))
     _show_metrics(console, metrics)
     return total
+
+
+def choose_task(env: TextEnv, wanted: str) -> Task:
+    """The training task of this id, or the first whose id begins so. Raises ValueError when there is none."""
+    rows = env.tasks("train")
+    found = next((row for row in rows if str(row["id"]) == wanted), None)
+    found = found or next((row for row in rows if str(row["id"]).startswith(wanted)), None)
+    if found is None:
+        some = ", ".join(str(row["id"]) for row in rows[:10])
+        raise ValueError(f"no training task has an id that begins with {wanted!r}; there are {some}{' …' * (len(rows) > 10)}")
+    return found
+
+
+def _read(env: TextEnv, source: TextIO, console: Console) -> str | None:
+    """The next reply, of as many lines as the environment wants; None at the end of input."""
+    typed: list[str] = []
+    while line := source.readline():
+        typed.append(line.rstrip("\n"))
+        if not source.isatty():
+            console.print(Text(typed[-1]))  # a terminal has echoed it already
+        reply = "\n".join(typed)
+        action = read_typed(reply, env.tools).to_action() if env.tools else env.typed(reply)
+        if action is not None:
+            return action
+    return None
 
 
 def _conversation(messages: Sequence[Mapping[str, Any]]) -> Text:

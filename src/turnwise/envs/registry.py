@@ -169,3 +169,4 @@ def _register_installed() -> None:
 register("wordle", "turnwise.envs.wordle:Wordle")
 register("gsm8k", "turnwise.envs.gsm8k:GSM8K")
 register("musique", "turnwise.envs.musique:MuSiQue")
+register("mlgym", "turnwise.envs.mlgym:MLGym")

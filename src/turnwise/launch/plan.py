@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.config import RLConfig
+from turnwise.envs.containers import GPUS_VARIABLE
 from turnwise.inference.launcher import engine_commands, usable_cores
 from turnwise.launch.gpus import BY_BUS, ORDER, VISIBLE, Machine, look
 from turnwise.launch.survivors import RUN_ID
@@ -136,6 +137,8 @@ def _orchestrator(config: RLConfig, shared: Mapping[str, str], resume: tuple[str
     run_dir = RunDir(config.output_dir)
     argv = (sys.executable, "-m", "turnwise.orchestrator", "--config", str(run_dir.config), *resume)
     env = {**shared, **_devices((), machine), "OMP_NUM_THREADS": "1"}
+    if config.gpus.containers:
+        env[GPUS_VARIABLE] = ",".join(machine.device(gpu) for gpu in config.gpus.containers)
     return ProcessSpec("orchestrator", argv, env, Path.cwd(), _log(run_dir, "orchestrator"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from turnwise.config import ConfigError, RLConfig, load_config
+from turnwise.envs.containers import containers_of
 from turnwise.inference.client import InferenceClient
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.launcher import engine_commands
@@ -78,8 +79,11 @@ async def run(config: RLConfig, *, resume_step: int) -> StopRequest | None:
         urls, model=config.model.name, request_timeout_s=inference.request_timeout_s, max_retries=inference.max_retries
     )
     async with client:
-        orchestrator = Orchestrator(config, client, resume_step=resume_step, progress=progress, next_batch=next_batch)
-        return await orchestrator.run()
+        with containers_of(config, say) as containers:
+            orchestrator = Orchestrator(
+                config, client, resume_step=resume_step, progress=progress, next_batch=next_batch, containers=containers
+            )
+            return await orchestrator.run()
 
 
 def allow_connections() -> None:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from turnwise.envs.messages import Tool, ToolCall
 from turnwise.envs.rewards import check_weights, compose
 from turnwise.orchestrator.overlong import COMPONENT as OVERLONG
 from turnwise.orchestrator.types import Message
+
+if TYPE_CHECKING:
+    from turnwise.envs.base import Pools
 
 
 class EnvNonsense(Exception):
@@ -31,15 +34,20 @@ class EnvSetup:
     max_turns: int
     outcome_components: frozenset[str]
     component_names: frozenset[str]
+    uses_containers: bool = False
     tools: tuple[Tool, ...] = ()
+    containers: "Pools | None" = None  # for environments that work in some
+    wait_s: float = 0.0  # what an episode may wait for a container before it begins
     spare: list[TextEnv] = field(default_factory=list[TextEnv])  # instances between two episodes
 
     def take(self) -> TextEnv:
         """An instance for one episode."""
         try:
-            return self.spare.pop()
+            env = self.spare.pop()
         except IndexError:
-            return make(self.config.id, self.config.args)
+            env = make(self.config.id, self.config.args)
+        env.containers = self.containers
+        return env
 
     def give_back(self, env: TextEnv) -> bool:
         """Keep an instance for later episodes; False when it holds resources (it defines `close`) and must be closed."""
@@ -71,15 +79,24 @@ class StepResult:
     metrics: dict[str, float]
 
 
-def load_setups(configs: Sequence[EnvConfig], split: str) -> list[EnvSetup]:
+def load_setups(
+    configs: Sequence[EnvConfig], split: str, *, containers: "Pools | None" = None, wait_s: float = 0.0
+) -> list[EnvSetup]:
     """Make each environment once and read what is the same for all its episodes.
+
+    Args:
+        configs: the tables.
+        split: whose tasks.
+        containers: for episodes of environments that work in some.
+        wait_s: what such an episode may wait for a container, seconds.
 
     Raises:
         ValueError: an environment cannot be made, has no task in `split`, has a component named `overlong`, or
             `reward.weights` names one that it does not have.
     """
     names = _names(configs)
-    return [_load(name, config, split) for name, config in zip(names, configs, strict=True)]
+    found = [_load(name, config, split) for name, config in zip(names, configs, strict=True)]
+    return [replace(setup, containers=containers, wait_s=wait_s) if setup.uses_containers else setup for setup in found]
 
 
 def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
@@ -102,6 +119,7 @@ def _load(name: str, config: EnvConfig, split: str) -> EnvSetup:
         max_turns=config.max_turns or env.max_turns,
         outcome_components=frozenset(env.outcome_components),
         component_names=frozenset(env.component_names),
+        uses_containers=env.uses_containers,
         tools=_tools(env, config.id),
     )
 

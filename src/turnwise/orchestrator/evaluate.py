@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from turnwise.config import EvalConfig, RLConfig
+from turnwise.envs.containers import containers_of
 from turnwise.inference.client import InferenceClient
 from turnwise.monitor.estimate import over_tasks
 from turnwise.orchestrator.chat import load_chat
@@ -20,6 +21,9 @@ from turnwise.orchestrator.rollout import Player, RolloutSpec, derive_seed
 from turnwise.orchestrator.types import Rollout
 from turnwise.orchestrator.weights import Policy
 from turnwise.transport import RunDir, WeightsStore, write_atomic
+
+if TYPE_CHECKING:
+    from turnwise.envs.base import Pools
 
 Metrics = dict[str, float]
 
@@ -138,7 +142,7 @@ def _diversity(area: str, rollouts: Sequence[Rollout]) -> Metrics:
     }
 
 
-def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
+def load_evaluator(config: RLConfig, threads: EnvThreads, containers: "Pools | None" = None) -> Evaluator:
     """The evaluator of a config: its held-out tasks and its chat.
 
     Raises:
@@ -147,7 +151,8 @@ def load_evaluator(config: RLConfig, threads: EnvThreads) -> Evaluator:
     settings = config.orchestrator
     chat = load_chat(config.model.name, chat_template=config.model.chat_template, tool_format=config.model.tool_format)
     player = Player.of(config, chat, threads)
-    return Evaluator(config, player, load_setups(settings.eval_env or settings.env, settings.eval.split))
+    envs, wait_s = settings.eval_env or settings.env, config.containers.wait_s
+    return Evaluator(config, player, load_setups(envs, settings.eval.split, containers=containers, wait_s=wait_s))
 
 
 async def evaluate_checkpoint(
@@ -170,10 +175,21 @@ async def evaluate_checkpoint(
     Returns:
         {"step", "version", "metrics", "rollouts"}, as in evals/step_N.json.
     """
-    threads = EnvThreads()
-    evaluator = load_evaluator(config, threads)
+    with containers_of(config) as containers:
+        threads = EnvThreads()
+        evaluator = load_evaluator(config, threads, containers)
+        return await _evaluated(config, evaluator, adapter_or_model_dir, version, client, progress)
+
+
+async def _evaluated(
+    config: RLConfig,
+    evaluator: Evaluator,
+    folder: Path | None,
+    version: int,
+    client: InferenceClient,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
     policy = Policy(client, WeightsStore(RunDir(config.output_dir).weights), stop_ids=evaluator.player.chat.stop_ids)
-    folder = adapter_or_model_dir
     policy.kind = "lora" if folder is not None and (folder / "adapter_config.json").is_file() else "full"
     if folder is not None:
         await _serve(client, folder, version, policy.kind)
@@ -182,7 +198,7 @@ async def evaluate_checkpoint(
     try:
         result = await evaluator.run(policy, version, concurrency=concurrency, progress=progress)
     finally:
-        await threads.drain()
+        await evaluator.player.threads.drain()
         if policy.kind == "lora":
             await client.unload_adapter(version)
     return {"step": result.step, "version": result.version, "metrics": result.metrics, "rollouts": result.rollouts}

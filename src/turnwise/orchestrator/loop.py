@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
@@ -34,6 +35,9 @@ from turnwise.orchestrator.waits import Blocked
 from turnwise.orchestrator.weights import Policy
 from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
 
+if TYPE_CHECKING:
+    from turnwise.envs.base import Pools
+
 
 class Orchestrator:
     """One run, from the first version to the last evaluation.
@@ -44,13 +48,21 @@ class Orchestrator:
         resume_step: the step whose checkpoint the trainer starts from; 0 for a fresh run.
         progress: where the orchestrator stands, from the newest batch or the checkpoint.
         next_batch: the first batch to make.
+        containers: for environments that work in some.
 
     Raises:
         ValueError: `max_steps` is not set, or an environment or the model's chat template cannot be used.
     """
 
     def __init__(
-        self, config: RLConfig, client: InferenceClient, *, resume_step: int, progress: Progress, next_batch: int
+        self,
+        config: RLConfig,
+        client: InferenceClient,
+        *,
+        resume_step: int,
+        progress: Progress,
+        next_batch: int,
+        containers: "Pools | None" = None,
     ) -> None:
         if config.max_steps is None:
             raise ValueError("max_steps is not set; the orchestrator reads the resolved config.toml that `rl` writes")
@@ -62,7 +74,8 @@ class Orchestrator:
         self.recorder, self.group, self.threads = Recorder(config), asyncio.TaskGroup(), EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template, tool_format=config.model.tool_format)
         self.player = Player.of(config, chat, self.threads)
-        setups = only_tasks(load_setups(settings.env, "train"), settings.buffer.tasks)
+        load = partial(load_setups, containers=containers, wait_s=config.containers.wait_s)
+        setups = only_tasks(load(settings.env, "train"), settings.buffer.tasks)
         self.player.offer_tools(setups)
         noise = EngineNoise.of(config, client, examples=sum(len(env.tasks) for env in setups))
         self.policy = Policy(
@@ -88,7 +101,7 @@ class Orchestrator:
         )
         self.scheduler.restore(progress)
         self.builder = BatchBuilder(config, next_batch)
-        self.evaluator = Evaluator(config, self.player, load_setups(settings.eval_env or settings.env, settings.eval.split))
+        self.evaluator = Evaluator(config, self.player, load(settings.eval_env or settings.env, settings.eval.split))
         self.evaluations = Evaluations(
             self.evaluator,
             self.policy,

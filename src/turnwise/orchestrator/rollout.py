@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from turnwise.config import RLConfig
-from turnwise.envs import TextEnv
+from turnwise.envs import Outage, TextEnv
 from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
@@ -31,6 +31,10 @@ Generate = Callable[[Sequence[int], int, int], Awaitable[Completion]]  # (prompt
 
 class EnvFailure(Exception):
     """An environment raised, hung or answered nonsense; the text says where and what."""
+
+
+class EnvOutage(EnvFailure):
+    """What the environment stands on is down: the episode is void, and says nothing about the policy."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Player:
             if limit.expired():
                 key = f"orchestrator.straggler_timeout_s = {self.time_limit_s}"
                 return episode.record(StopReason.STRAGGLER, error=f"not done after {key}, turn {len(episode.turns)}")
-            return episode.record(StopReason.ERROR, error=f"{type(error).__name__}: {error}")
+            reason = StopReason.OUTAGE if isinstance(error, EnvOutage) else StopReason.ERROR
+            return episode.record(reason, error=f"{type(error).__name__}: {error}")
         finally:
             episode.release()
 
@@ -232,14 +237,17 @@ class Episode:
         return self.env
 
     async def _call(self, what: str, function: Callable[[], object]) -> object:
-        """One environment call on a thread. Raises EnvFailure."""
+        """One environment call on a thread. Raises EnvFailure, and EnvOutage."""
         before = time.perf_counter()
+        timeout_s = self.setup.config.timeout_s + (self.setup.wait_s if what == "reset" else 0.0)
         try:
-            return await self.player.threads.call(partial(self._alone, function), timeout_s=self.setup.config.timeout_s)
+            return await self.player.threads.call(partial(self._alone, function), timeout_s=timeout_s)
         except EnvTimeout as error:
             self.env = None  # its thread may still be inside
             limit = f"orchestrator.env.timeout_s = {self.setup.config.timeout_s:g}"
             raise EnvFailure(f"{what} of {self.setup.name} hung, turn {len(self.turns)}: {error} ({limit})") from error
+        except Outage as error:
+            raise EnvOutage(f"{what} of {self.setup.name}, turn {len(self.turns)}: {error}") from error
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{where.filename}:{where.lineno}"

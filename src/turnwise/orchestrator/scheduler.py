@@ -1,6 +1,7 @@
 """Keeps rollouts going: groups in order, at most `max_inflight` rollouts, bounded retries, and no more groups than allowed."""
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -152,12 +153,15 @@ class Scheduler:
         self._waiting.extend((group, index) for index in range(len(group.rollouts)))
 
     async def _run(self, group: OpenGroup, index: int) -> None:
-        for attempt in range(self.config.max_error_retries + 1):
+        errors = 0
+        for attempt in itertools.count():
             rollout = await self.play(self._spec(group, index, attempt))
-            self._note(rollout)
-            if rollout.ok or rollout.stop_reason is StopReason.STRAGGLER or attempt == self.config.max_error_retries:
-                group.rollouts[index] = rollout
-                break
+            if rollout.stop_reason is not StopReason.OUTAGE:  # its next attempt waits until what is down works again
+                self._note(rollout)
+                errors += not rollout.ok
+                if rollout.ok or rollout.stop_reason is StopReason.STRAGGLER or errors > self.config.max_error_retries:
+                    group.rollouts[index] = rollout
+                    break
             group.failed.append(rollout)
         if all(rollout is not None for rollout in group.rollouts):
             self._took(self.now() - group.began)

@@ -18,10 +18,11 @@ class StopReason(StrEnum):
     CONTEXT_FULL = "context_full"  # no room for another reply within `seq_len`
     ERROR = "error"
     STRAGGLER = "straggler"  # older than `orchestrator.straggler_timeout_s`
+    OUTAGE = "outage"  # what the environment stands on is down: void, and played again
 
     @property
     def is_error(self) -> bool:
-        return self in (StopReason.ERROR, StopReason.STRAGGLER)
+        return self in (StopReason.ERROR, StopReason.STRAGGLER, StopReason.OUTAGE)
 
 
 @dataclass(frozen=True, slots=True)

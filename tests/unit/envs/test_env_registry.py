@@ -97,7 +97,7 @@ def test_installed_packages_add_names_and_broken_ones_are_left_out(plugin: str, 
         (
             "wordel",
             r"unknown environment 'wordel'\. Did you mean 'wordle'\? "
-            r"Known: gsm8k, musique, wordle; or give 'package\.module:Class'",
+            r"Known: gsm8k, mlgym, musique, wordle; or give 'package\.module:Class'",
         ),
         ("", r"unknown environment ''\. Known:"),
         ("no_such_module:Env", r"module 'no_such_module' cannot be imported: No module named"),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -153,6 +154,27 @@ async def test_an_environment_that_breaks_its_contract_makes_an_errored_rollout(
     assert rollout.stop_reason is StopReason.ERROR
     assert words in str(rollout.error)
     assert not rollout.ok
+
+
+@pytest.mark.parametrize("where", ["reset", "step", "finish"])
+async def test_an_outage_of_what_an_environment_stands_on_makes_the_episode_void(
+    player: Player, policy_saying: Policy, where: str
+):
+    rollout = await player.play(_spec(_faulty(where, "outage")), policy_saying("ab"))
+    assert rollout.stop_reason is StopReason.OUTAGE
+    assert "no engine answers" in str(rollout.error)
+    assert rollout.stop_reason.is_error
+
+
+async def test_containers_are_handed_to_the_instances_that_work_in_some(monkeypatch: pytest.MonkeyPatch):
+    config = EnvConfig.model_validate({"id": "support.faulty_envs:Faulty"})
+    pools: Any = object()
+    (without,) = load_setups([config], "train", containers=pools, wait_s=7.0)
+    assert (without.take().containers, without.wait_s) == (None, 0.0)
+    monkeypatch.setattr(Faulty, "uses_containers", True)
+    (setup,) = load_setups([config], "train", containers=pools, wait_s=7.0)
+    assert setup.take().containers is pools
+    assert setup.wait_s == 7.0
 
 
 @pytest.mark.parametrize("where", ["reset", "step", "finish"])

@@ -35,10 +35,10 @@ class Games:
         finally:
             self.running.pop(spec.rollout_id, None)
 
-    async def end(self, rollout_id: str, reward: float = 0.0, error: str | None = None, straggler: bool = False) -> None:
+    async def end(self, rollout_id: str, reward: float = 0.0, error: str | None = None, reason: StopReason | None = None) -> None:
         group, index = (int(part) for part in rollout_id.removeprefix("g").split("-"))
         rollout = make_rollout(reward, group=group, index=index, error=error)
-        self.running[rollout_id].set_result(replace(rollout, stop_reason=StopReason.STRAGGLER) if straggler else rollout)
+        self.running[rollout_id].set_result(replace(rollout, stop_reason=reason) if reason else rollout)
         await settle()
 
 
@@ -187,7 +187,7 @@ async def test_a_straggler_is_not_tried_again():
         scheduler.set_capacity(1)
         await settle()
         await games.end("g0-1", 1.0)
-        await games.end("g0-0", error="too slow", straggler=True)
+        await games.end("g0-0", error="too slow", reason=StopReason.STRAGGLER)
         assert scheduler.finished.get_nowait().rollouts[0].stop_reason is StopReason.STRAGGLER
         scheduler.close()
 
@@ -323,3 +323,22 @@ async def test_an_exception_in_a_rollout_ends_the_run_and_starts_nothing_more():
         async with asyncio.TaskGroup() as group:
             make_scheduler(group, broken, max_inflight=2).set_capacity(50)
     assert started == 2
+
+
+async def test_an_outage_is_played_again_however_often_and_counts_as_no_error():
+    games = Games()
+    async with asyncio.TaskGroup() as group:
+        scheduler = make_scheduler(group, games.play, max_error_retries=1, max_error_share=0.1, max_inflight=2)
+        scheduler.set_capacity(1)
+        await settle()
+        for _ in range(40):
+            await games.end("g0-0", error="engine down", reason=StopReason.OUTAGE)
+        assert "g0-0" in games.running
+        assert [spec.attempt for spec in games.specs if spec.rollout_id == "g0-0"] == list(range(41))
+        await games.end("g0-0", reward=1.0)
+        while games.running:
+            await games.end(next(iter(games.running)))
+        finished = scheduler.finished.get_nowait()
+        scheduler.close()
+    assert finished.rollouts[0].reward == 1.0
+    assert len(finished.failed_attempts) == 40

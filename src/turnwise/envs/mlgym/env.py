@@ -1,13 +1,13 @@
 """The environment: an episode in a container, from the first look at the files to the score of what was submitted."""
 
 import shlex
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from turnwise.containers import DATA, Box, CommandResult, ContainerGone, Ending, Pools, TransferRefused
-from turnwise.envs.base import Step, TextEnv
+from turnwise.containers import DATA, Box, CommandResult, ContainerGone, Ending, EngineDown, Pools, TransferRefused
+from turnwise.envs.base import Outage, Step, TextEnv
 from turnwise.envs.base import Task as Row
 from turnwise.envs.mlgym.catalogue import Catalogue
 from turnwise.envs.mlgym.editor import Editor
@@ -20,6 +20,15 @@ from turnwise.envs.mlgym.task import Half, Task, Verdict
 COMPONENTS = frozenset({"improvement", "validate_used", "submitted", "final_score", "command_ok", "code_quality"})
 SPLITS = {"train": 0, "validation": 10_000}  # first variant of each
 FORMAT_ERRORS = 3  # in a row end the episode
+
+
+@contextmanager
+def _void_on_outage() -> Generator[None]:
+    """A container engine that is down says nothing about the agent."""
+    try:
+        yield
+    except EngineDown as error:
+        raise Outage(str(error)) from error
 
 
 @dataclass
@@ -108,6 +117,7 @@ class MLGym(TextEnv):
         variants = range(SPLITS[split], SPLITS[split] + self.counts[split])
         return [{"id": f"{name}/{variant}", "task": name, "variant": variant} for variant in variants for name in self.names]
 
+    @_void_on_outage()
     def begin(self, task: Row) -> str:
         self.close()
         self.progress = Progress()
@@ -121,6 +131,7 @@ class MLGym(TextEnv):
         self._open = Opened(chosen, box, Editor(box, window=self.window))
         return opening(chosen.description, told(chosen.baseline.get("validation", {})), self.max_turns)
 
+    @_void_on_outage()
     def step(self, action: str) -> Step:
         self.turn += 1
         try:
@@ -141,6 +152,7 @@ class MLGym(TextEnv):
         observation, worked = self._execute(command)
         return self._answered(observation, worked=worked)
 
+    @_void_on_outage()
     def closing_components(self) -> dict[str, float]:
         """What is there is scored as if it had been submitted."""
         components, _ = self._final()
@@ -155,6 +167,15 @@ class MLGym(TextEnv):
             "format_errors": float(p.format_errors),
             **p.metrics,
         }
+
+    def typed(self, text: str) -> str | None:
+        """A person types the command alone; `edit` and `insert` go on to their end mark."""
+        if "```" in text:
+            return text
+        name = (text.split() or [""])[0]
+        if name in ("edit", "insert") and text.rstrip().rpartition("\n")[2].strip() != f"end_of_{name}":
+            return None
+        return f"```\n{text}\n```"
 
     def close(self) -> None:
         """Give the container back."""
