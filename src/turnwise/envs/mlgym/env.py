@@ -12,7 +12,8 @@ from turnwise.envs.base import Task as Row
 from turnwise.envs.mlgym.catalogue import Catalogue
 from turnwise.envs.mlgym.editor import Editor
 from turnwise.envs.mlgym.evaluation import DATA_FOLDER, WORKSPACE, evaluate, take_submission
-from turnwise.envs.mlgym.prompts import SYSTEM, opening, told
+from turnwise.envs.mlgym.examples import worked_examples
+from turnwise.envs.mlgym.prompts import SYSTEM, footed, opening, told
 from turnwise.envs.mlgym.protocol import QUICK_S, Command, FormatError, Kind, Refused, parse_action
 from turnwise.envs.mlgym.quality import code_quality
 from turnwise.envs.mlgym.task import Half, Task, Verdict
@@ -69,6 +70,7 @@ class MLGym(TextEnv):
         quality_reward: float = 0.0,
         observation_chars: int = 3000,
         window: int = 100,
+        shown_examples: int = 0,
         system_prompt: str = SYSTEM,
     ) -> None:
         """Set up; data is read when an episode begins.
@@ -89,6 +91,7 @@ class MLGym(TextEnv):
             quality_reward: paid at the end, times how tidy the Python files in the workspace are (`code_quality`).
             observation_chars: characters of a command's output that are shown: its beginning and its end.
             window: lines of a file that the editor shows.
+            shown_examples: worked examples before the task, 0 to 3, as messages: a warm start for small models.
             system_prompt: instructions.
 
         Raises:
@@ -106,6 +109,7 @@ class MLGym(TextEnv):
         self.pays = {"validate": validate_reward, "submit": submit_reward, "command": command_reward, "quality": quality_reward}
         self.observation_chars = observation_chars
         self.system_prompt = system_prompt
+        self.examples = worked_examples(shown_examples, WORKSPACE)
         self.progress = Progress()
         self._resources = ExitStack()
         self._open: Opened | None = None
@@ -268,11 +272,9 @@ class MLGym(TextEnv):
         return self._opened.box.run("pwd", timeout_s=QUICK_S).output.strip() or WORKSPACE
 
     def _footed(self, observation: str) -> str:
-        """An observation with where the episode stands."""
         file = self._opened.editor.opened
-        parts = [f"{self.max_turns - self.turn} of {self.max_turns} replies left", f"folder {self._folder()}"]
-        parts += [f"open file {file.path}"] if file is not None else []
-        return f"{observation}\n({'; '.join(parts)})"
+        left = self.max_turns - self.turn
+        return footed(observation, left, self.max_turns, self._folder(), None if file is None else file.path)
 
     @property
     def _opened(self) -> "Opened":

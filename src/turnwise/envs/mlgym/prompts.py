@@ -29,3 +29,9 @@ def opening(description: str, baseline: str, turns: int) -> str:
 def told(scores: Mapping[str, float]) -> str:
     """Scores in words: `accuracy 0.766`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+
+
+def footed(observation: str, left: int, turns: int, folder: str, file: str | None = None) -> str:
+    """An observation with where the episode stands."""
+    parts = [f"{left} of {turns} replies left", f"folder {folder}", *([f"open file {file}"] if file is not None else [])]
+    return f"{observation}\n({'; '.join(parts)})"
