@@ -94,8 +94,7 @@ def _dry_run(request: "Request", *, as_json: bool) -> int:
     from turnwise.launch.hub import go_offline_without_hub
 
     config = check(request)
-    unreachable = go_offline_without_hub()
-    for line in (*request.notices, *request.changes, *([unreachable] if unreachable else [])):
+    for line in (*request.notices, *request.changes, *go_offline_without_hub()):
         print(line, file=sys.stderr)
     dry_run(config, as_json=as_json)
     return 0

@@ -17,6 +17,7 @@ from turnwise.diagnose.checks import chosen
 from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import Check, Result, first_failure, run_checks
 from turnwise.diagnose.table import View, as_json, conclusion, document, make_view
+from turnwise.launch.hub import go_offline_without_hub
 from turnwise.launch.models import Progress
 from turnwise.launch.terminal import TerminalConsole
 from turnwise.report.check_page import write_check_page
@@ -60,7 +61,7 @@ def check_command(args: Sequence[str], options: CheckOptions, make: MakeContext 
     checks = chosen(options.only)
     request = read_command(args)
     config = check(request)
-    for line in (*request.notices, *request.changes):
+    for line in (*request.notices, *request.changes, *go_offline_without_hub()):
         print(line, file=sys.stderr)
     console = TerminalConsole(stderr=options.json == "-")
     view = make_view(console)

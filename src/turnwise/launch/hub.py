@@ -10,20 +10,22 @@ OFFLINE, ENDPOINT = "HF_HUB_OFFLINE", "HF_ENDPOINT"
 TIMEOUT_S = 3.0
 
 
-def go_offline_without_hub(environment: MutableMapping[str, str] = os.environ) -> str | None:
+def go_offline_without_hub(environment: MutableMapping[str, str] = os.environ) -> tuple[str, ...]:
     """Set HF_HUB_OFFLINE where no connection to the hub can be made: its clients would try for 20 s at every question.
 
     To be called before anything imports `huggingface_hub`, which reads the variable once. Behind a proxy nothing is tried or set.
 
     Returns:
-        What to tell the user; None where nothing was set.
+        Lines for the user; none where nothing was set.
     """
     if environment.get(OFFLINE) or urllib.request.getproxies():
-        return None
+        return ()
     url = urlsplit(environment.get(ENDPOINT) or "https://huggingface.co")
     try:
         with socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), TIMEOUT_S):
-            return None
+            return ()
     except OSError as error:
         environment[OFFLINE] = "1"
-        return f"{url.hostname} cannot be reached ({error}): of models and data sets there, only what is in the cache is known."
+        return (
+            f"{url.hostname} cannot be reached ({error}): of models and data sets there, only what is in the cache is known.",
+        )
