@@ -92,3 +92,13 @@ class BreaksOnBadCalls(Library):
 
     def act(self, message: Any) -> Step:
         return self.respond(message, [str(call.arguments["query"]) for call in message.tool_calls] or ["nothing"])
+
+
+class Boxed(Echo):
+    """Works in containers."""
+
+    uses_containers = True
+
+    def begin(self, task: Task) -> str:
+        assert self.containers is not None
+        return super().begin(task)

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -12,6 +13,7 @@ from turnwise.diagnose.core import CheckFailed
 from turnwise.launch.models import Progress
 
 if TYPE_CHECKING:
+    from turnwise.containers import Pools
     from turnwise.diagnose.footprint import Footprint
     from turnwise.diagnose.probe_report import ProbeReport
     from turnwise.diagnose.served import Swapped
@@ -81,6 +83,7 @@ class Context:
         self.rollouts = rollouts
         self.run_id = uuid.uuid4().hex
         """Every process that is started for the checks carries it in its environment (`launch.plan.shared_environment`)."""
+        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +124,17 @@ class Context:
         return filled
 
     @artefact
+    def containers(self) -> "Pools | None":
+        """Pools for environments that work in containers; None where none does. Raises CheckFailed where nothing runs any."""
+        from turnwise.diagnose.container_hosts import check_hosts, wants_containers
+        from turnwise.envs.containers import containers_of
+
+        if not wants_containers(self.given):
+            return None
+        check_hosts(self.given)
+        return self._opened.enter_context(containers_of(self.given, self.say))
+
+    @artefact
     def setups(self) -> "list[EnvSetup]":
         """The training environments; made from the configuration as given, so that they can be judged without a model.
 
@@ -129,8 +143,10 @@ class Context:
         from turnwise.orchestrator.buffer import only_tasks
         from turnwise.orchestrator.environments import load_setups
 
+        given, containers = self.given.orchestrator, self.containers
         try:
-            return only_tasks(load_setups(self.given.orchestrator.env, "train"), self.given.orchestrator.buffer.tasks)
+            found = load_setups(given.env, "train", containers=containers, wait_s=self.given.containers.wait_s)
+            return only_tasks(found, given.buffer.tasks)
         except Exception as error:  # a user's environment may raise anything
             raise CheckFailed(
                 f"{type(error).__name__}: {error}", "correct the [[orchestrator.env]] table, or its class"
@@ -226,7 +242,8 @@ class Context:
         from turnwise.launch.survivors import end_all
 
         try:
-            self.end_session()
+            with self._opened:
+                self.end_session()
         finally:
             end_all(self.run_id, GRACE_S)
 

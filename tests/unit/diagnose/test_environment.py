@@ -8,10 +8,12 @@ import pytest
 
 from support import faulty_envs
 from support.rollouts import ECHO, make_config
+from turnwise.config import RLConfig
 from turnwise.diagnose.context import Context
-from turnwise.diagnose.core import Finding, Verdict, run_checks
+from turnwise.diagnose.core import Finding, Result, Verdict, run_checks
 from turnwise.diagnose.text_checks.calls import CallFailed, limited
 from turnwise.diagnose.text_checks.environment import ENVIRONMENT
+from turnwise.diagnose.text_checks.plan import PLAN
 
 FAULTY = "support.faulty_envs:Faulty"
 
@@ -113,6 +115,46 @@ def test_an_environment_that_cannot_be_made_fails(env_id: str, tmp_path: Path):
     assert found.verdict is Verdict.FAIL
     assert env_id.partition(":")[0] in found.evidence
     assert "[[orchestrator.env]]" in found.remedy
+
+
+def boxed(folder: Path, **containers: Any) -> list[Result]:
+    """Plan and environment where an environment works in containers."""
+    config = RLConfig.model_validate(
+        {
+            "max_steps": 1,
+            "output_dir": folder / "run",
+            "model": {"name": "nobody/has-this-model"},
+            "orchestrator": {"env": [{"id": "support.odd_envs:Boxed"}]},
+            "containers": containers,
+        }
+    )
+    with Context(config, folder, lambda text: None) as context:
+        return run_checks([PLAN, ENVIRONMENT], context, lambda result: None)
+
+
+def test_a_container_engine_that_does_not_answer_fails_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    plan, environment = boxed(tmp_path)
+    assert plan.finding.verdict is Verdict.FAIL
+    assert f"environments need containers: unix://{tmp_path}/no.sock does not answer" in plan.finding.evidence
+    assert environment.blocked_by == "plan"
+
+
+def test_bubblewrap_that_is_not_there_fails_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plan, environment = boxed(tmp_path, backend="bubblewrap")
+    assert "bwrap is not on the path" in plan.finding.evidence
+    assert environment.blocked_by == "plan"
+
+
+def test_an_environment_in_containers_is_given_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bwrap").write_text("#!/bin/sh\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("turnwise.launch.dry_run.known_shape", lambda model: "config.json is not at hand")
+    plan, environment = boxed(tmp_path, backend="bubblewrap")
+    assert plan.finding.verdict is Verdict.PASS, plan.finding.evidence
+    assert environment.finding.verdict is Verdict.PASS, environment.finding.evidence
 
 
 def test_a_call_is_given_up_at_its_limit_and_its_answer_is_passed_on():

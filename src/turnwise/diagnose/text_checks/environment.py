@@ -43,7 +43,8 @@ class Trial:
     def begin(self, task: Mapping[str, Any]) -> tuple[TextEnv, str]:
         """A fresh instance in a new episode, and the first observation."""
         env = self._call("making it", self.setup.take, self.reset_s)
-        answer = self._call("reset", lambda: env.reset(seed=SEED, options={"task": task}), self.reset_s)
+        wait_s = self.setup.wait_s  # for a container
+        answer = self._call("reset", lambda: env.reset(seed=SEED, options={"task": task}), self.reset_s, more_s=wait_s)
         return env, checked_reset(answer)
 
     def step(self, env: TextEnv, reply: AssistantMessage) -> tuple[StepResult, float]:
@@ -60,10 +61,10 @@ class Trial:
     def close(self, env: TextEnv) -> None:
         self._call("close", env.close, [])
 
-    def _call(self, what: str, call: Callable[[], Answer], seconds: list[float]) -> Answer:
+    def _call(self, what: str, call: Callable[[], Answer], seconds: list[float], *, more_s: float = 0.0) -> Answer:
         began = time.perf_counter()
         try:
-            return limited(f"{what} of {self.setup.name}", call, timeout_s=self.setup.config.timeout_s)
+            return limited(f"{what} of {self.setup.name}", call, timeout_s=self.setup.config.timeout_s + more_s)
         finally:
             seconds.append(time.perf_counter() - began)
 
@@ -78,7 +79,7 @@ def look(context: Context) -> Finding:
             _episodes(trial, notes)
         except (CallFailed, EnvNonsense) as error:
             notes.fail(f"{setup.name}: {error}", "correct the environment; docs/environments.md has the contract")
-        slowest = max([*trial.reset_s, *trial.step_s, 0.0])
+        slowest = max([0.0, *trial.step_s, *(trial.reset_s if setup.wait_s == 0 else ())])
         if slowest > SLOW_SHARE * setup.config.timeout_s:
             notes.warn(
                 f"a call of {setup.name} took {slowest:.1f} s, and orchestrator.env.timeout_s = {setup.config.timeout_s:g}",

@@ -24,7 +24,7 @@ MASTER_AND_MOMENTS = 4 + 4 + 4  # bytes of a trained parameter in a checkpoint
 
 def look(context: Context) -> Finding:
     """What `rl --dry-run` says, held against the machine."""
-    foreseen, notes = context.foreseen, Notes()
+    foreseen, notes, _ = context.foreseen, Notes(), context.containers
     config = foreseen.config
     for error in foreseen.allocation.errors:
         notes.fail(error)
@@ -33,7 +33,9 @@ def look(context: Context) -> Finding:
     _engine(config, notes)
     _memory(foreseen.estimates, notes)
     disk = _disk(config, foreseen.shape, notes)
-    _length(config, context.setups_if_any(), notes)
+    _length(config, [setup for setup in context.setups_if_any() if not setup.uses_containers], notes)  # those say it themselves
+    for hint in foreseen.hints:
+        (notes.fail if hint.fatal else notes.warn)(hint.text)
     _steps(config, foreseen, notes)
     told = list(arithmetic_lines(foreseen.arithmetic, config)) if foreseen.arithmetic else [foreseen.unknown]
     place = "on the CPU" if not (config.gpus.inference or config.gpus.trainer) else _gpus(config)
