@@ -57,6 +57,11 @@ def forgotten_layer(patch: Patch) -> None:
     _after_start(patch, forget)
 
 
+def thawed_base(patch: Patch) -> None:
+    """The embeddings train beside the adapter."""
+    _after_start(patch, lambda learner: learner.policy.model.get_input_embeddings().requires_grad_(True) and None)
+
+
 def dropped_gradient(patch: Patch) -> None:
     """A hook throws away the gradient of one A."""
     _after_start(patch, lambda learner: learner.parameters[f"{LAYER}.lora_A"].register_hook(torch.zeros_like) and None)
@@ -111,6 +116,7 @@ FAULTS = {
         frozen_adapter,
         frozen_layer,
         forgotten_layer,
+        thawed_base,
         dropped_gradient,
         nonfinite_loss,
         ignored_temperature,

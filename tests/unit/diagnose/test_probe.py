@@ -164,6 +164,7 @@ FIRST = {
     "frozen_adapter": ("gradient", "28 of 28 tensors that should train are frozen"),
     "frozen_layer": ("gradient", f"2 of 28 tensors that should train are frozen: {LAYER}.lora_A, {LAYER}.lora_B"),
     "forgotten_layer": ("gradient", f"the optimiser does not have {LAYER}.lora_A, {LAYER}.lora_B"),
+    "thawed_base": ("gradient", "1 tensors train that should not: model.embed_tokens.weight"),
     "dropped_gradient": ("gradient", f"no gradient reaches 1 of 28 tensors that train: {LAYER}.lora_A"),
     "nonfinite_loss": ("gradient", "not finite in 28 of 28 tensors"),
     "wrong_backward": ("finite-differences", "off by 0.5 of its size"),

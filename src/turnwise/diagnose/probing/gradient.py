@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+import msgspec
 import torch
 from torch import nn
 
@@ -39,17 +40,13 @@ def measure_gradient(learner: Learner, passes: Passes, batch: Batch) -> Gradient
     others = {name: p for name, p in learner.policy.model.named_parameters() if name not in learner.parameters}
     stray = [name for name, parameter in others.items() if parameter.grad is not None]
     norm = learner.reduce_gradients()
-    return Gradient(
-        expected=found.expected,
-        frozen=found.frozen,
-        unexpected=found.unexpected,
-        unheld=found.unheld,
+    return msgspec.structs.replace(
+        found,
         missing=missing,
         stray=stray,
         norms=_norms(learner),
         awake=_awake_norms(learner, passes, batch) if learner.lora is not None else {},
         norm=norm,
-        max_norm=found.max_norm,
         loss=metrics["actor/loss"],
         seconds=seconds,
     )

@@ -1,5 +1,6 @@
 """One optimiser step at the learning rate of the configuration, and what of it arrives where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +37,8 @@ def take_step(learner: Learner, norm: float) -> Step:
     lr = learner.set_learning_rate(number)
     before = host_copies(learner.trained)
     applied = learner.apply_gradients(norm) is not None
-    rows = [_compare(learner, name, old) for name, old in zip(learner.parameters, before, strict=True)]
-    sums = fsdp.sum_over_ranks(torch.stack(rows)).tolist()
+    tables = _compare_all(learner, before)
     learner.optimizer.zero_grad()
-    tables = {
-        name: Columns(*row[: -len(AFTER)], published=row[-len(AFTER) :])
-        for name, row in zip(learner.parameters, sums, strict=True)
-    }
     clipped = min(1.0, optim.max_grad_norm / norm) if optim.max_grad_norm is not None and norm > 0 else 1.0
     weights = sum(table.weights for table in tables.values())
     update = Update(
@@ -77,6 +73,14 @@ class Columns:
     changed: float  # of those, another number than before
     strange: float  # not finite
     published: list[float]  # those that are another number in the published type, after each of `AFTER` such steps
+
+
+def _compare_all(learner: Learner, before: Sequence[Tensor]) -> dict[str, Columns]:
+    """Every tensor with what it was; a collective."""
+    rows = [_compare(learner, name, old) for name, old in zip(learner.parameters, before, strict=True)]
+    sums = fsdp.sum_over_ranks(torch.stack(rows)).tolist()
+    split = -len(AFTER)
+    return {name: Columns(*row[:split], published=row[split:]) for name, row in zip(learner.parameters, sums, strict=True)}
 
 
 def _compare(learner: Learner, name: str, old: Tensor) -> Tensor:
