@@ -80,10 +80,14 @@ def _one_at_a_time(path: Path) -> Generator[None]:
         yield
 
 
+def archive_path(name: str) -> Path:
+    """Where the archive of a recipe is kept once it has been made."""
+    return cache_folder() / f"{name}-{recipes()[name].hash}.tar"
+
+
 def archive(name: str) -> Path:
     """The root file system of a recipe as a tar archive, made where it is not in the cache. Raises RecipeFailed."""
-    recipe = recipes()[name]
-    path = cache_folder() / f"{name}-{recipe.hash}.tar"
+    recipe, path = recipes()[name], archive_path(name)
     with _one_at_a_time(path.with_suffix(".lock")):
         if not path.exists():
             log.info("containers: making the image %s, once", name)

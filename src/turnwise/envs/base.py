@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium
 from gymnasium import spaces
 
-from turnwise.config import RewardConfig
+from turnwise.config import EnvConfig, RewardConfig, RLConfig
 from turnwise.envs.rewards import compose
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     """Whether episodes need task containers, which are then in `containers` before the first reset."""
 
     containers: "Pools | None" = None
+
+    container_image: str = ""
+    """Image of an episode's container, for the plan: what has to be made is said before a run."""
+
+    container_gpus: int = 0
+    """GPUs that each episode's container leases, for the plan."""
 
     component_names: ClassVar[frozenset[str]] = frozenset()
     """Names of all reward components; others are then refused, here and in `reward.weights`. Empty: not checked."""
@@ -140,6 +146,11 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     def episode_metrics(self) -> dict[str, float]:
         """Metrics of the episode so far, leaving out those that say nothing yet. None, unless overridden."""
         return {}
+
+    def plan_hints(self, config: RLConfig, table: EnvConfig) -> Sequence[str]:
+        """What is worth saying before a run of `config`, of which `table` is this environment's: sentences with what to do about
+        it. None, unless overridden."""
+        return ()
 
     def typed(self, text: str) -> str | None:
         """What a person typed, as an action; None where further lines belong to it. The text itself, unless overridden."""

@@ -13,6 +13,7 @@ from turnwise.config import RLConfig
 from turnwise.launch.allocation import Allocation
 from turnwise.launch.arithmetic import Arithmetic
 from turnwise.launch.gpus import Machine
+from turnwise.launch.hints import Hint
 from turnwise.launch.memory import GIB, Estimate
 from turnwise.launch.noise import noise_lines
 from turnwise.launch.plan import Plan
@@ -103,6 +104,13 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_hints(console: Console, hints: Sequence[Hint]) -> None:
+    """What environments and their containers need, in red what a run cannot begin without."""
+    for hint in hints:
+        style = "bold red" if hint.fatal else "yellow"
+        console.print(hint.text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def _device_order(estimate: Estimate) -> tuple[bool, int]:
     """GPUs by number, then RAM."""
     kind, _, number = estimate.place.partition(" ")
@@ -118,7 +126,13 @@ def _capacity(place: str, machine: Machine) -> str:
     return f"of {gpu.total / GIB:.1f} GiB ({gpu.name}){used}"
 
 
-def plan_json(plan: Plan, arithmetic: Arithmetic | None, estimates: Sequence[Estimate], allocation: Allocation) -> str:
+def plan_json(
+    plan: Plan,
+    arithmetic: Arithmetic | None,
+    estimates: Sequence[Estimate],
+    allocation: Allocation,
+    hints: Sequence[Hint] = (),
+) -> str:
     """The same as one JSON object."""
     processes = [
         {**asdict(process), "env": dict(process.env), "cwd": str(process.cwd), "log": str(process.log)}
@@ -133,6 +147,6 @@ def plan_json(plan: Plan, arithmetic: Arithmetic | None, estimates: Sequence[Est
         "warnings": allocation.warnings,
     }
     weights = allocation.config.weight_transfer
-    return json.dumps(
-        {"processes": processes, "weights": weights, "arithmetic": numbers, "memory": memory, "gpus": gpus}, indent=2
-    )
+    told = [asdict(hint) for hint in hints]
+    content = {"processes": processes, "weights": weights, "arithmetic": numbers, "memory": memory, "gpus": gpus, "hints": told}
+    return json.dumps(content, indent=2)

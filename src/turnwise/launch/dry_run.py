@@ -9,8 +9,17 @@ from turnwise.config import ConfigError, EnvConfig, RLConfig
 from turnwise.inference.launcher import check_engine
 from turnwise.launch.allocation import Allocation, allocate
 from turnwise.launch.arithmetic import Arithmetic, count_tasks, training_arithmetic
-from turnwise.launch.describe import arithmetic_lines, plan_json, print_allocation, print_memory, print_plan, weights_line
+from turnwise.launch.describe import (
+    arithmetic_lines,
+    plan_json,
+    print_allocation,
+    print_hints,
+    print_memory,
+    print_plan,
+    weights_line,
+)
 from turnwise.launch.gpus import Machine, look
+from turnwise.launch.hints import Hint, environment_hints
 from turnwise.launch.memory import Estimate, estimate
 from turnwise.launch.models import checked_name
 from turnwise.launch.plan import compose
@@ -31,6 +40,7 @@ class Foreseen:
     shape: ModelShape | str  # the model's sizes, or why they are not known
     allocation: Allocation
     estimates: Sequence[Estimate]  # of memory; none where the sizes are not known
+    hints: Sequence[Hint]  # of environments and their containers
 
 
 def foresee(config: RLConfig, *, count: CountTasks = count_tasks, machine: Machine | None = None) -> Foreseen:
@@ -48,7 +58,7 @@ def foresee(config: RLConfig, *, count: CountTasks = count_tasks, machine: Machi
     shape = known_shape(model)
     allocation = allocate(filled, machine or look(), shape)
     estimates = [] if isinstance(shape, str) else estimate(allocation.config, shape, allocation.totals)
-    return Foreseen(allocation.config, arithmetic, unknown, shape, allocation, estimates)
+    return Foreseen(allocation.config, arithmetic, unknown, shape, allocation, estimates, environment_hints(allocation.config))
 
 
 def dry_run(
@@ -69,7 +79,7 @@ def dry_run(
     filled, arithmetic, shape, machine = seen.config, seen.arithmetic, seen.shape, seen.allocation.machine
     plan = compose(filled, run_id="dry-run", machine=machine)
     if as_json:
-        text = plan_json(plan, arithmetic, seen.estimates, seen.allocation)
+        text = plan_json(plan, arithmetic, seen.estimates, seen.allocation, seen.hints)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
     print_plan(console, plan)
@@ -81,6 +91,7 @@ def dry_run(
     else:
         print_memory(console, seen.estimates, shape, machine)
     print_allocation(console, seen.allocation)
+    print_hints(console, seen.hints)
     for line in _missing_engine(filled):
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from turnwise.launch.allocation import allocate
 from turnwise.launch.describe import arithmetic_lines, weights_line
 from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
 from turnwise.launch.gpus import Machine, look
+from turnwise.launch.hints import environment_hints
 from turnwise.launch.live import make_view
 from turnwise.launch.plan import compose
 from turnwise.launch.resolve import Resolved, resolve, write_resolved
@@ -53,6 +54,7 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
         machine = look()
         resolved = allocated(resolve(config, say), say, machine)
         check_engine(resolved.config)
+        heed_hints(resolved.config, say)
         step = resume.latest_checkpoint(root, say) if options.resume else None
         if step is not None and _is_complete(resolved.config, step):
             say(f"This run is complete: step {step} of {resolved.config.max_steps}. Give a larger --max-steps to go on.")
@@ -76,6 +78,20 @@ def allocated(resolved: Resolved, say: Say, machine: Machine) -> Resolved:
     for line in allocation.lines():
         say(line)
     return replace(resolved, config=allocation.config)
+
+
+def heed_hints(config: RLConfig, say: Say) -> None:
+    """Say what environments and their containers need.
+
+    Raises:
+        ConfigError: something without which no rollout can begin; the message names all of it.
+    """
+    hints = environment_hints(config)
+    for hint in hints:
+        if not hint.fatal:
+            say(hint.text)
+    if fatal := [hint.text for hint in hints if hint.fatal]:
+        raise ConfigError("\n".join(fatal))
 
 
 def output_root(request: Request) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from turnwise.envs.mlgym.builtin import BUILTIN, build
+from turnwise.envs.mlgym.builtin import BUILTIN, NEEDS, TIME_LIMIT_S, build, needed
 from turnwise.envs.mlgym.task import Content, Half, Submission, Task, rises
 from turnwise.envs.suggest import did_you_mean
 
@@ -44,14 +44,27 @@ class Catalogue:
             if name not in self.names:
                 known = ", ".join(self.names)
                 raise ValueError(f"args.tasks names {name!r}.{did_you_mean(name, self.names)} There are {known}.")
-            if self.root is not None and name not in BUILTIN:
+            if self.root is not None and self._in_checkout(name):
                 read_task(self.root, name)
 
+    def check_data(self, tasks: Sequence[str]) -> None:
+        """Raises ValueError where a built-in task needs files that the user has not brought."""
+        for name in tasks:
+            if name in NEEDS and not self._in_checkout(name):
+                needed(name)
+
     def build(self, name: str, variant: int) -> Task:
-        """A task. A checkout's is the same in every variant but for its id. Raises ValueError as `check`."""
-        if self.root is not None and (self.root / "configs" / "tasks" / f"{name}.yaml").is_file():
+        """A task. A checkout's is the same in every variant but for its id. Raises ValueError as `check` and `check_data`."""
+        if self.root is not None and self._in_checkout(name):
             return replace(read_task(self.root, name), id=f"{name}/{variant}")
         return build(name, variant)
+
+    def time_limit_s(self, name: str) -> float:
+        """Of a training and of an evaluation. Raises ValueError as `check`."""
+        return read_task(self.root, name).time_limit_s if self.root and self._in_checkout(name) else TIME_LIMIT_S
+
+    def _in_checkout(self, name: str) -> bool:
+        return self.root is not None and (self.root / "configs" / "tasks" / f"{name}.yaml").is_file()
 
 
 @lru_cache(maxsize=64)

@@ -3,9 +3,10 @@
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from turnwise.config import EnvConfig, RLConfig
 from turnwise.containers import DATA, Box, CommandResult, ContainerGone, Ending, EngineDown, Pools, TransferRefused
 from turnwise.envs.base import Outage, Step, TextEnv
 from turnwise.envs.base import Task as Row
@@ -13,6 +14,7 @@ from turnwise.envs.mlgym.catalogue import Catalogue
 from turnwise.envs.mlgym.editor import Editor
 from turnwise.envs.mlgym.evaluation import DATA_FOLDER, WORKSPACE, evaluate, take_submission
 from turnwise.envs.mlgym.examples import worked_examples
+from turnwise.envs.mlgym.hints import context_hint, time_hint
 from turnwise.envs.mlgym.prompts import SYSTEM, footed, opening, told
 from turnwise.envs.mlgym.protocol import QUICK_S, Command, FormatError, Kind, Refused, parse_action
 from turnwise.envs.mlgym.quality import code_quality
@@ -62,6 +64,7 @@ class MLGym(TextEnv):
         max_turns: int = 50,
         image: str = "python-science",
         gpus: int = 0,
+        time_limit_s: float | None = None,
         max_validations: int = 5,
         validate_required: bool = False,
         validate_reward: float = 0.1,
@@ -83,11 +86,13 @@ class MLGym(TextEnv):
             max_turns: replies of an episode.
             image: of the agent's and the evaluation's containers: a recipe's name or an image that the engine has.
             gpus: that each agent's container leases from `[gpus] containers`.
+            time_limit_s: of a command that runs Python, and of an evaluation, seconds; the task's own when None.
             max_validations: calls of `validate` that are scored.
             validate_required: a submission without a validation before it scores nothing.
             validate_reward: paid once, for the first validation that has a score (component `validate_used`).
             submit_reward: paid for a submission that has a score (component `submitted`).
-            command_reward: spread over the turns: paid for a command that works, taken for one that does not (`command_ok`).
+            command_reward: spread over the turns: paid for a command that works, taken for one that does not and for a reply
+                without a single command (`command_ok`).
             quality_reward: paid at the end, times how tidy the Python files in the workspace are (`code_quality`).
             observation_chars: characters of a command's output that are shown: its beginning and its end.
             window: lines of a file that the editor shows.
@@ -98,13 +103,14 @@ class MLGym(TextEnv):
             ValueError: an unknown task, or a number out of its range.
         """
         super().__init__()
-        if num_examples_per_task < 1 or num_validation_per_task < 1:
-            raise ValueError("args.num_examples_per_task and args.num_validation_per_task must be at least 1")
+        if num_examples_per_task < 1 or num_validation_per_task < 1 or max_turns < 1:
+            raise ValueError("args.num_examples_per_task, args.num_validation_per_task and args.max_turns must be at least 1")
         self.catalogue = Catalogue(None if mlgym_root is None else Path(mlgym_root).expanduser())
         self.catalogue.check(tasks)
         self.names = tuple(tasks)
         self.counts = {"train": num_examples_per_task, "validation": num_validation_per_task}
-        self.max_turns, self.image, self.gpus, self.window = max_turns, image, gpus, window
+        self.max_turns, self.container_image, self.container_gpus, self.window = max_turns, image, gpus, window
+        self.time_limit_s = time_limit_s
         self.max_validations, self.validate_required = max_validations, validate_required
         self.pays = {"validate": validate_reward, "submit": submit_reward, "command": command_reward, "quality": quality_reward}
         self.observation_chars = observation_chars
@@ -115,18 +121,31 @@ class MLGym(TextEnv):
         self._open: Opened | None = None
 
     def tasks(self, split: str) -> Sequence[Row]:
-        """One row a variant of each task: "id", "task", "variant". Raises ValueError for an unknown split."""
+        """One row a variant of each task: "id", "task", "variant".
+
+        Raises:
+            ValueError: an unknown split, or files that a built-in task needs are not there.
+        """
+        self.catalogue.check_data(self.names)
         if split not in SPLITS:
             raise ValueError(f"MLGym has no split {split!r}; there are {', '.join(SPLITS)}")
         variants = range(SPLITS[split], SPLITS[split] + self.counts[split])
         return [{"id": f"{name}/{variant}", "task": name, "variant": variant} for variant in variants for name in self.names]
+
+    def plan_hints(self, config: RLConfig, table: EnvConfig) -> list[str]:
+        limits = {name: self.time_limit_s or self.catalogue.time_limit_s(name) for name in self.names}
+        turns = min(self.max_turns, table.max_turns or self.max_turns)
+        hints = (context_hint(config, turns, self.observation_chars), time_hint(config, table, limits))
+        return [hint for hint in hints if hint is not None]
 
     @_void_on_outage()
     def begin(self, task: Row) -> str:
         self.close()
         self.progress = Progress()
         chosen = self.catalogue.build(str(task["task"]), int(task["variant"]))
-        box = self._resources.enter_context(self._pools.tasks.lease(self.image, gpus=self.gpus))
+        if self.time_limit_s is not None:
+            chosen = replace(chosen, time_limit_s=self.time_limit_s)
+        box = self._resources.enter_context(self._pools.tasks.lease(self.container_image, gpus=self.container_gpus))
         box.put(chosen.workspace, WORKSPACE)
         box.put(chosen.data, DATA, protected=True)
         prepared = box.run(f"ln -s {DATA} {WORKSPACE}/{DATA_FOLDER} && cd {WORKSPACE}")
@@ -190,8 +209,9 @@ class MLGym(TextEnv):
         p = self.progress
         p.format_errors, p.format_errors_in_a_row = p.format_errors + 1, p.format_errors_in_a_row + 1
         if p.format_errors_in_a_row >= FORMAT_ERRORS:
-            return self.end(f"{words} That was the {FORMAT_ERRORS}rd time in a row: the task is over.")
-        return self.answer(self._footed(words))
+            ended = f"{words} That were {FORMAT_ERRORS} such replies in a row: the task is over."
+            return self.end(ended, components=self._command_pay(worked=False))
+        return self.answer(self._footed(words), components=self._command_pay(worked=False))
 
     def _execute(self, command: Command) -> tuple[str, bool]:
         """What a command shows, and whether it worked."""
@@ -211,10 +231,13 @@ class MLGym(TextEnv):
         return describe(done, limit, self.observation_chars), done.ending is Ending.OK
 
     def _answered(self, observation: str, *, worked: bool) -> Step:
-        p, pay = self.progress, self.pays["command"] / self.max_turns
+        p = self.progress
         p.commands, p.failed, p.format_errors_in_a_row = p.commands + 1, p.failed + (not worked), 0
-        components = {"command_ok": pay if worked else -pay} if pay else {}
-        return self.answer(self._footed(observation), components=components)
+        return self.answer(self._footed(observation), components=self._command_pay(worked=worked))
+
+    def _command_pay(self, *, worked: bool) -> dict[str, float]:
+        pay = self.pays["command"] / self.max_turns
+        return {"command_ok": pay if worked else -pay} if pay else {}
 
     def _validate(self) -> Step:
         p = self.progress
@@ -266,7 +289,7 @@ class MLGym(TextEnv):
             return Verdict(None, words=f"the submission cannot be taken: {error}")
         if submission is None:
             return Verdict(None, found=False, words=f"there is no {opened.task.submission.expected} in {WORKSPACE}")
-        return evaluate(self._pools.evaluation, self.image, opened.task, half, submission)
+        return evaluate(self._pools.evaluation, self.container_image, opened.task, half, submission)
 
     def _folder(self) -> str:
         return self._opened.box.run("pwd", timeout_s=QUICK_S).output.strip() or WORKSPACE

@@ -20,7 +20,7 @@ class Example:
 
 EXAMPLES = (
     Example(
-        "Predict which of the mushrooms in `data/test.csv` are poisonous. Write `submission.csv` with the columns `Id`, `Poisonous`.",
+        "Predict which mushrooms in `data/test.csv` are poisonous. Write `submission.csv` with the columns `Id`, `Poisonous`.",
         "accuracy 0.7012",
         (
             ("python3 baseline.py", "[no output]"),

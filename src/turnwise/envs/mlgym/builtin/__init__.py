@@ -27,6 +27,10 @@ FOLDER = Path(__file__).parent
 BASELINE_S = 120.0
 HALVES: tuple[Half, Half] = ("validation", "test")
 
+TIME_LIMIT_S = 1800.0  # of a training, and of an evaluation
+NEEDS = {"imageClassificationFMnist": "fashion_mnist/small", "regressionKaggleHousePrice": "ames_housing/ames_modeldata_2930.csv"}
+"""What tasks need of the user's data folder."""
+
 TITANIC_TRAIN, HOUSES_TRAIN = 891, 2000  # rows that the agent sees with their labels
 TITANIC_COLUMNS = {
     "survived": "Survived",
@@ -69,14 +73,14 @@ def _titanic(variant: int) -> Task:
 
 
 def _house_prices(variant: int) -> Task:
-    path = _needed("ames_housing/ames_modeldata_2930.csv")
+    path = needed("regressionKaggleHousePrice")
     rows = _rows(path.read_text(encoding="utf-8"))
     named = [{("SalePrice" if key == "Sale_Price" else key): value for key, value in row.items()} for row in rows]
     return _table("house_prices", "r2", named, variant, key="Id", target="SalePrice", train=HOUSES_TRAIN)
 
 
 def _fashion_mnist(variant: int) -> Task:
-    folder = _needed("fashion_mnist/small")
+    folder = needed("imageClassificationFMnist")
     images, labels = _read_idx(folder / "t10k-images-idx3-ubyte.gz"), _read_idx(folder / "t10k-labels-idx1-ubyte.gz")
     order = np.random.default_rng(variant).permutation(len(labels))
     images, labels = images[order], labels[order]
@@ -137,7 +141,7 @@ def _task(folder: str, metric: str, data: Files, secret: dict[Half, Files], subm
         workspace={starter: (files / starter).read_bytes()},
         data=data,
         secret={half: {**own, **evaluator} for half, own in secret.items()},
-        time_limit_s=1800.0,
+        time_limit_s=TIME_LIMIT_S,
     )
 
 
@@ -163,13 +167,14 @@ def _python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _needed(name: str) -> Path:
-    """A file or folder of the data folder. Raises ValueError when it is not there."""
-    folder = data_folder()
+def needed(task: str) -> Path:
+    """The file or folder of the data folder that a task needs, one of `NEEDS`. Raises ValueError when it is not there."""
+    folder, name = data_folder(), NEEDS[task]
     if folder is None or not (folder / name).exists():
         where = f"{DATA_VARIABLE} is not set" if folder is None else f"{folder} does not hold it"
         raise ValueError(
-            f"this task needs {name} in the folder that {DATA_VARIABLE} names, and {where}; docs/mlgym.md says whence"
+            f"the task {task} needs {name} in the folder that {DATA_VARIABLE} names, and {where}; docs/mlgym.md says whence, "
+            "or leave it out of args.tasks"
         )
     return folder / name
 
