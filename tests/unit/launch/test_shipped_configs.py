@@ -21,7 +21,7 @@ QERL = ("e6b_qerl", "e12_qerl")
 REWARDS = [CONFIGS / "wordle" / f"{mode}.toml" for mode in ("dense", "sparse")]
 PARTS = {OVERLAY, *REWARDS} | {GSM8K / f"{name}.toml" for name in (*EXPERIMENTS, *QERL, "two_epochs", "short", "cpu")}
 SWEEPS = sorted((CONFIGS / "sweeps").glob("gsm8k_*.toml"))
-OF_OTHER_TESTS = ("sweeps", "musique")
+OF_OTHER_TESTS = ("sweeps", "musique", "mlgym")
 FILES = sorted(path for path in CONFIGS.rglob("*.toml") if path not in PARTS and path.parent.name not in OF_OTHER_TESTS)
 TRAINING_QUESTIONS = 7473
 
