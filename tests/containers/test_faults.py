@@ -9,12 +9,17 @@ import pytest
 
 from support.docker_engine import my_containers
 from turnwise.containers import Box, CommandResult, ContainerGone, Ending, Pool
+from turnwise.containers.cgroup import CgroupCounters
+from turnwise.containers.docker_host import DockerCell
 
 
 def works(box: Box) -> None:
     """The box is of use, and what it had is still there."""
     assert box.run("cat kept").output == "kept"
-    assert box.run("ls /proc | grep -c '^[0-9]'").output.strip() in ("3", "4")  # first process, shell, ls, grep
+    deadline = time.monotonic() + 10
+    while int(box.run("ls /proc | grep -c '^[0-9]'").output) > 4:  # first process, shell, ls, grep
+        assert time.monotonic() < deadline, box.run("cat /proc/[0-9]*/cmdline").output  # the shell of a transfer is about to end
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -60,6 +65,21 @@ def test_memory_beyond_the_limit_is_no_failed_command(kept: Box):
     assert (result.ending, result.exit_code) == (Ending.OOM, 137)
     works(kept)
     assert kept.run("sh -c 'kill -9 $$'").ending is Ending.FAILED  # the same status, and another reason
+
+
+def test_an_engine_whose_counters_cannot_be_read_here_tells_the_same_apart(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(CgroupCounters, "find", lambda container, pid: None)
+    with pool.lease("busybox") as box:
+        assert box.run("awk 'BEGIN { s = \"x\"; while (1) s = s s }'").ending is Ending.OOM
+        assert box.run("false").ending is Ending.FAILED
+        assert box.run("b() { b | b & }; b; sleep 1; ls", timeout_s=10).ending is Ending.PIDS
+
+
+def test_a_container_on_this_machine_is_not_asked_for_its_counters(box: Box, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(DockerCell, "_ask", lambda cell, command: asked.append(command) or "0 0")
+    assert box.run("exit 3").exit_code == 3
+    assert asked == []
 
 
 def test_a_shell_killed_for_memory_is_out_of_memory(kept: Box):

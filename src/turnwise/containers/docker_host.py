@@ -12,6 +12,7 @@ from typing import Any
 
 from turnwise.config.containers import ContainersConfig, LimitsConfig
 from turnwise.containers.breaker import Breaker
+from turnwise.containers.cgroup import CgroupCounters
 from turnwise.containers.engine import Engine
 from turnwise.containers.errors import ContainerError, ContainerGone, EngineDown
 from turnwise.containers.owner import OWNER_LABEL, RUN_LABEL, Owner
@@ -52,6 +53,7 @@ class DockerCell:
             with self._engine.call() as api:
                 api.start(self.id)
             self._ask("trap '' CHLD")  # the kernel then buries orphans, for whom this process is the parent
+            self._counted = self._counted_here()
         except BaseException:
             self._abandon()
             raise
@@ -84,7 +86,15 @@ class DockerCell:
                 raise ContainerGone(f"container {self.id[:12]} had processes that could not be killed, so it was removed")
             time.sleep(0.005)
 
+    def _counted_here(self) -> CgroupCounters | None:
+        if not self._engine.is_local:
+            return None
+        with self._engine.call() as api:
+            return CgroupCounters.find(self.id, api.inspect_container(self.id)["State"]["Pid"])
+
     def counters(self) -> Counters:
+        if self._counted is not None and (counted := self._counted.read()) is not None:
+            return counted
         oom, pids = self._ask(COUNT).split()
         return Counters(int(oom), int(pids))
 
