@@ -78,7 +78,7 @@ def test_an_engine_whose_counters_cannot_be_read_here_tells_the_same_apart(pool:
 def test_a_container_on_this_machine_is_not_asked_for_its_counters(box: Box, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
     monkeypatch.setattr(DockerCell, "_ask", lambda cell, command: asked.append(command) or "0 0")
-    assert box.run("exit 3").exit_code == 3
+    assert box.run("(exit 3)").exit_code == 3
     assert asked == []
 
 

@@ -43,6 +43,7 @@ class EnvThreads:
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._done: deque[_Call] = deque()
         self._threads = 0
+        self._running: set[_Call] = set()
         self._wake_scheduled = False
         self._growing = False
         self._resolved = 0
@@ -93,8 +94,10 @@ class EnvThreads:
 
     def _grow(self, loop: asyncio.AbstractEventLoop, resolved: int) -> None:
         waiting = self._queue.qsize()
+        # idle threads may not have got to the interpreter yet; more of them would not either, and would stay
+        unserved = waiting - (self._threads - len(self._running))
         if self._resolved - resolved < waiting:
-            for _ in range(min(waiting, max(self._threads, FIRST_THREADS), self.max_threads - self._threads)):
+            for _ in range(min(unserved, max(self._threads, FIRST_THREADS), self.max_threads - self._threads)):
                 self._spawn(loop)
         self._growing = waiting > 0
         if self._growing:
@@ -104,6 +107,7 @@ class EnvThreads:
         while (call := self._queue.get()) is not None:
             if call.future.done():  # gave up while it waited
                 continue
+            self._running.add(call)
             try:
                 call.outcome = (call.function(), None)
             except Exception as error:
@@ -111,6 +115,7 @@ class EnvThreads:
                 call.outcome = (None, wrapped)
             except BaseException as error:  # SystemExit inside an environment ends its episode, not the run
                 call.outcome = (None, RuntimeError(f"{type(error).__name__}: {error}"))
+            self._running.discard(call)
             self._done.append(call)
             if not self._wake_scheduled:  # one wake-up serves every call that ends before the loop gets to it
                 self._wake_scheduled = True
@@ -141,5 +146,6 @@ class EnvThreads:
         if not call.future.done():
             self.lost += 1
             self.max_threads += 1
+            self._running.discard(call)
             self._threads -= 1  # its thread is replaced when work waits again
             call.future.set_exception(EnvTimeout(f"no answer within {timeout_s:g} s"))

@@ -70,6 +70,21 @@ async def test_fast_calls_share_few_threads(threads: EnvThreads):
     assert len(names) <= 64
 
 
+async def test_no_thread_is_added_while_idle_ones_have_not_got_to_the_interpreter(threads: EnvThreads):
+    barrier = threading.Barrier(8, timeout=10)
+    await asyncio.gather(*(threads.call(barrier.wait, timeout_s=10) for _ in range(8)))
+    there, interval = threads._threads, sys.getswitchinterval()
+    calls = [asyncio.create_task(threads.call(lambda: 1, timeout_s=10)) for _ in range(8)]
+    sys.setswitchinterval(10)  # as on a machine whose cores are all busy
+    try:
+        await asyncio.sleep(0)
+        threads._grow(asyncio.get_running_loop(), threads._resolved)
+    finally:
+        sys.setswitchinterval(interval)
+    assert threads._threads == there
+    assert await asyncio.gather(*calls) == [1] * 8
+
+
 async def test_a_cancelled_call_leaves_the_pool_usable(threads: EnvThreads):
     task = asyncio.create_task(threads.call(lambda: time.sleep(0.05), timeout_s=5))
     await asyncio.sleep(0.01)
