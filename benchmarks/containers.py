@@ -28,51 +28,20 @@ from typing import Any
 
 import numpy as np
 
+from _containers_episode import EPISODE, Sums
 from _containers_side import EngineProcesses, HostShell, RawContainer, census, container_mib, mine, raw_client, raw_exec
 from turnwise.config.containers import ContainersConfig
-from turnwise.containers import Ending, Pool, Pools, make_pool, open_pools
+from turnwise.containers import Pool, Pools, make_pool, open_pools
 from turnwise.containers.recipes import recipes
-from turnwise.envs.base import Step, Task, TextEnv
 from turnwise.orchestrator.env_threads import EnvThreads
 
 COMMAND = "ls -l / >/dev/null"
-EPISODE = ("echo 6 > six; pwd", "expr $(cat six) '*' 7 > submission", "ls -l")
 WARM = 4  # containers kept ready in the measurement of warm starts
 FIRST_EPISODES = 64  # before the first census: threads and connections that stay are made
+THREADS_END_S = 20.0  # idle threads are told to end, and on busy cores that takes them a while
+PARTS = ("cold", "warm", "held", "episodes")
 Times = list[float]  # seconds
 Run = Callable[[str], object]
-
-
-class Sums(TextEnv):
-    """Three commands and a submission in a container of its own."""
-
-    uses_containers = True
-    max_turns = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._resources = ExitStack()
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        return [{"id": "six"}]
-
-    def begin(self, task: Task) -> str:
-        self.close()
-        assert self.containers is not None
-        self._box = self._resources.enter_context(self.containers.tasks.lease("busybox", files={"README": "Multiply."}))
-        return "Six times seven?"
-
-    def step(self, action: str) -> Step:
-        self.turn += 1
-        if action == "submit":
-            return self.end("", components={"win": float(self._box.read("/home/agent/submission") == b"42\n")})
-        done = self._box.run(action)
-        if done.ending is not Ending.OK:
-            raise RuntimeError(f"{action}: {done.ending} {done.output}")
-        return self.answer(done.output)
-
-    def close(self) -> None:
-        self._resources.close()
 
 
 def summary(times: Times) -> dict[str, float]:
@@ -116,7 +85,7 @@ def cold_starts(config: ContainersConfig, api: Any, count: int) -> dict[str, Any
     started, removed, raw_started, raw_removed = Times(), Times(), Times(), Times()
     with make_pool(config.model_copy(update={"warm": 0}), run="benchmark") as pool:
         with pool.lease("busybox"):
-            """The image is there now."""
+            pass  # the image is there now
         for _ in range(count):
             before = time.perf_counter()
             lease = pool.lease("busybox")
@@ -254,6 +223,9 @@ def episodes(config: ContainersConfig, api: Any, engine: EngineProcesses, count:
 
     with open_pools(quiet, run="benchmark") as pools:
         asyncio.run(all_of_them(pools))
+    deadline = time.monotonic() + THREADS_END_S
+    while threading.active_count() > result["before"]["threads"] and time.monotonic() < deadline:
+        time.sleep(0.05)
     result["after_close"] = census(api, engine)
     return result
 
@@ -273,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of commands; three times as long with pauses")
     parser.add_argument("--think", type=float, default=2.0, help="seconds between the commands of a rollout, in the mean")
     parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
@@ -280,15 +253,20 @@ def main() -> None:
     api, engine = raw_client(url), EngineProcesses(url)
     result: dict[str, Any] = {"load_before": os.getloadavg()[0], "cores": os.cpu_count(), "engine": api.version()["Version"]}
 
-    def part(name: str, figures: dict[str, Any]) -> None:
+    def measure_held() -> dict[str, Any]:
+        with make_pool(config.model_copy(update={"warm": 0}), run="benchmark") as pool:
+            return held(pool, api, engine, options)
+
+    measurements: dict[str, Callable[[], dict[str, Any]]] = {
+        "cold": lambda: cold_starts(config, api, options.starts),
+        "warm": lambda: {"start": warm_starts(config, options.starts)},
+        "held": measure_held,
+        "episodes": lambda: episodes(config, api, engine, options.episodes, options.containers),
+    }
+    for name in options.parts:
+        figures = measurements[name]()
         result[name] = {**figures, "load": os.getloadavg()[0]}
         show(name, result[name])
-
-    part("cold", cold_starts(config, api, options.starts))
-    part("warm", {"start": warm_starts(config, options.starts)})
-    with make_pool(config.model_copy(update={"warm": 0}), run="benchmark") as pool:
-        part("held", held(pool, api, engine, options))
-    part("episodes", episodes(config, api, engine, options.episodes, options.containers))
     api.close()
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
