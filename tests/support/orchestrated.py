@@ -10,6 +10,7 @@ from support.fake_trainer import FakeTrainer
 from support.rollouts import ECHO
 from support.scripted_engine import ScriptedEngine
 from turnwise.config import RLConfig
+from turnwise.containers import Pools
 from turnwise.inference.client import InferenceClient
 from turnwise.orchestrator.__main__ import load_progress
 from turnwise.orchestrator.loop import Orchestrator
@@ -45,6 +46,7 @@ async def run(
     *,
     resume_step: int = 0,
     cut_after_s: float | None = None,
+    containers: Pools | None = None,
 ) -> StopRequest | None:
     """Run the orchestrator beside a trainer; `cut_after_s` breaks it off there, like a kill."""
     progress, next_batch = load_progress(RunDir(config.output_dir), resume_step)
@@ -52,7 +54,9 @@ async def run(
     client = InferenceClient([engine.url], model="base", request_timeout_s=20, max_retries=0)
     try:
         async with client, asyncio.timeout(cut_after_s or DEADLINE_S):
-            made = Orchestrator(config, client, resume_step=resume_step, progress=progress, next_batch=next_batch)
+            made = Orchestrator(
+                config, client, resume_step=resume_step, progress=progress, next_batch=next_batch, containers=containers
+            )
             return await made.run()
     finally:
         if training is not None:

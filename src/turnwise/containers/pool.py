@@ -205,6 +205,8 @@ class Pool:
             held.box.close()
         except ContainerError as error:
             log.debug("containers: %s did not confirm the end of a container: %s", held.host.name, error)
+            if isinstance(error, EngineDown):  # where all places are of such containers, no lease would come to notice it
+                held.host.breaker.failure(str(error))
             with self._lock:
                 self._unburied.append(held)
             return False
