@@ -21,7 +21,8 @@ from turnwise.containers.channel import Channel
 
 MARKER_BYTES = 16
 BEGIN_S = 20.0  # for a shell to read a line; it needs a microsecond, an overloaded machine seconds
-END_TAIL = 8  # a blank, an exit status of up to three digits, a newline, and room
+STATUS = re.compile(rb"(\d{1,3})\n")
+END_TAIL = 8  # an exit status of up to three digits, a newline, and room
 
 
 class Stop(StrEnum):
@@ -166,19 +167,29 @@ class _Reader:
             self._more(deadline)
 
     def read_to(self, marker: bytes) -> int:
-        pattern = re.compile(rb"\n" + marker + rb" (\d{1,3})\n")
-        overlap = len(marker) + END_TAIL
+        mark = b"\n" + marker + b" "
+        overlap = len(mark) + END_TAIL
         while True:
-            if (found := pattern.search(self._pending)) is not None:
-                self._kept.add(self._pending[: found.start()])
-                self._pending = self._pending[found.end() :]
-                return int(found[1])
+            if (found := self._find(mark)) is not None:
+                start, status = found
+                self._kept.add(self._pending[:start])
+                self._pending = self._pending[status.end() :]
+                return int(status[1])
             settled = len(self._pending) - overlap
             if settled > 0:
                 self._kept.add(self._pending[:settled])
                 self._pending = self._pending[settled:]
             self._check_flood()
             self._more(self._deadline)
+
+    def _find(self, mark: bytes) -> tuple[int, re.Match[bytes]] | None:
+        """Where a whole end stands, and its status. One pattern for all: each new one takes longer to compile than a command."""
+        start = self._pending.find(mark)
+        while start >= 0:
+            if (status := STATUS.match(self._pending, start + len(mark))) is not None:
+                return start, status
+            start = self._pending.find(mark, start + 1)
+        return None
 
     def _check_flood(self) -> None:
         if self._read > self._flood:
