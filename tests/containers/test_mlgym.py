@@ -116,7 +116,7 @@ def test_a_scripted_agent_solves_the_task(pools: Pools, task: str, path: str, so
     observation, _reward, terminated, _, info = act(env, "submit")
     assert terminated
     assert info["reward_components"]["final_score"] > 0, observation
-    assert info["metrics"]["acc"] == 1.0
+    assert info["metrics"]["acc"] == info["metrics"]["ended_submitted"] == 1.0
     env.close()
 
 
@@ -173,6 +173,7 @@ def test_an_episode_that_is_cut_is_scored_on_what_is_there(env: MLGym):
     write(env, "solve.py", TITANIC)
     act(env, "python3 solve.py")
     assert env.finish("context_full")["final_score"] > 0
+    assert (env.episode_metrics()["ended_autosubmitted"], env.episode_metrics()["acc"]) == (1.0, 1.0)
     assert env.finish("context_full") == {}
 
 
@@ -202,7 +203,20 @@ def test_three_misread_replies_in_a_row_end_the_episode(env: MLGym):
     assert not env.step("```\nls\n```\n```\nls\n```")[2]
     _observation, _, terminated, _, info = env.step("hello")
     assert terminated
-    assert info["metrics"]["format_errors"] == 4.0
+    assert (info["metrics"]["format_errors"], info["metrics"]["ended_format"]) == (4.0, 1.0)
+
+
+def test_a_reply_without_a_command_costs_what_a_command_that_fails_costs(pools: Pools):
+    env = make(pools, "titanic", command_reward=1.2)
+    paid = [step[4]["reward_components"]["command_ok"] for step in (act(env, "ls"), act(env, "ls nowhere"), env.step("hello"))]
+    assert paid == pytest.approx([0.1, -0.1, -0.1])
+    env.close()
+
+
+def test_a_tasks_time_can_be_cut(pools: Pools):
+    env = make(pools, "titanic", time_limit_s=1)
+    assert "stopped after 1 s" in act(env, "python3 -c 'import time; time.sleep(30)'")[0]
+    env.close()
 
 
 def test_a_deadline_ends_the_command_and_the_episode_goes_on(env: MLGym, monkeypatch: pytest.MonkeyPatch):

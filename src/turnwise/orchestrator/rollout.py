@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -187,8 +187,10 @@ class Episode:
 
     async def _cut(self, reason: StopReason) -> Rollout:
         """End an episode from outside: the environment still says what is owed for what is there."""
-        owed = await self._call("finish", lambda env=self._open: env.finish(str(reason)))
+        ended = await self._call("finish", lambda env=self._open: (env.finish(str(reason)), env.episode_metrics()))
+        owed, metrics = cast(tuple[object, object], ended)  # what the end was worth may be among the metrics
         components = self._check(partial(checked_numbers, owed, "finish()", self.setup.component_names))
+        self.metrics = self._check(partial(checked_numbers, metrics, "metrics"))
         if not self.turns:
             raise EnvFailure(f"the first prompt alone fills seq_len = {self.player.seq_len}; raise seq_len or shorten the task")
         self._pay(components)

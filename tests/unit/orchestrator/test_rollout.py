@@ -10,7 +10,7 @@ import pytest
 
 from support import faulty_envs
 from support.faulty_envs import Faulty
-from support.rollouts import echo_setup
+from support.rollouts import Echo, echo_setup
 from turnwise.config import EnvConfig
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
@@ -88,6 +88,14 @@ async def test_a_full_context_ends_the_episode_within_seq_len(player: Player, po
     assert all(len(prompt) + limit <= small.seq_len for prompt, limit, _ in calls)
     (sample,) = to_samples(rollout, [1.0] * len(rollout.turns))
     assert len(sample.token_ids) <= small.seq_len
+
+
+async def test_metrics_that_only_the_end_knows_are_recorded_when_it_came_from_outside(
+    player: Player, policy_saying: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Echo, "episode_metrics", lambda env: {"closed": float(env.over)})
+    rollout = await player.play(_spec(echo_setup(args={"turns": 50}, max_turns=2)), policy_saying("ab"))
+    assert (rollout.stop_reason, rollout.metrics) == (StopReason.MAX_TURNS, {"closed": 1.0})
 
 
 async def test_a_reply_cut_by_its_limit_is_kept_and_closed_outside_the_mask(

@@ -3,22 +3,23 @@
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from turnwise.config import EnvConfig, RLConfig
-from turnwise.containers import DATA, Box, CommandResult, ContainerGone, Ending, EngineDown, Pools, TransferRefused
+from turnwise.containers import DATA, ContainerGone, Ending, EngineDown, Pools, TransferRefused
 from turnwise.envs.base import Outage, Step, TextEnv
 from turnwise.envs.base import Task as Row
 from turnwise.envs.mlgym.catalogue import Catalogue
 from turnwise.envs.mlgym.editor import Editor
+from turnwise.envs.mlgym.episode import Opened, Progress
 from turnwise.envs.mlgym.evaluation import DATA_FOLDER, WORKSPACE, evaluate, take_submission
 from turnwise.envs.mlgym.examples import worked_examples
 from turnwise.envs.mlgym.hints import context_hint, time_hint
-from turnwise.envs.mlgym.prompts import SYSTEM, footed, opening, told
+from turnwise.envs.mlgym.prompts import SYSTEM, describe, footed, opening, told
 from turnwise.envs.mlgym.protocol import QUICK_S, Command, FormatError, Kind, Refused, parse_action
 from turnwise.envs.mlgym.quality import code_quality
-from turnwise.envs.mlgym.task import Half, Task, Verdict
+from turnwise.envs.mlgym.task import Half, Verdict, clipped
 
 COMPONENTS = frozenset({"improvement", "validate_used", "submitted", "final_score", "command_ok", "code_quality"})
 SPLITS = {"train": 0, "validation": 10_000}  # first variant of each
@@ -32,19 +33,6 @@ def _void_on_outage() -> Generator[None]:
         yield
     except EngineDown as error:
         raise Outage(str(error)) from error
-
-
-@dataclass
-class Progress:
-    """What an episode has come to."""
-
-    validations: int = 0
-    best: float | None = None  # improvement over the baseline at the best validation
-    commands: int = 0
-    failed: int = 0
-    format_errors: int = 0
-    format_errors_in_a_row: int = 0
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class MLGym(TextEnv):
@@ -171,6 +159,7 @@ class MLGym(TextEnv):
         if command.kind is Kind.SKIP:
             return self.answer(self._footed("Nothing was done."))
         if command.kind is Kind.FORFEIT:
+            self.progress.ended("forfeit")
             return self.end("You gave up.")
         observation, worked = self._execute(command)
         return self._answered(observation, worked=worked)
@@ -178,18 +167,12 @@ class MLGym(TextEnv):
     @_void_on_outage()
     def closing_components(self) -> dict[str, float]:
         """What is there is scored as if it had been submitted."""
+        self.progress.ended("autosubmitted")
         components, _ = self._final()
         return components
 
     def episode_metrics(self) -> dict[str, float]:
-        p = self.progress
-        return {
-            "validations": float(p.validations),
-            "commands": float(p.commands),
-            "failed_commands": float(p.failed),
-            "format_errors": float(p.format_errors),
-            **p.metrics,
-        }
+        return self.progress.all_metrics()
 
     def typed(self, text: str) -> str | None:
         """A person types the command alone; `edit` and `insert` go on to their end mark."""
@@ -209,6 +192,7 @@ class MLGym(TextEnv):
         p = self.progress
         p.format_errors, p.format_errors_in_a_row = p.format_errors + 1, p.format_errors_in_a_row + 1
         if p.format_errors_in_a_row >= FORMAT_ERRORS:
+            self.progress.ended("format")
             ended = f"{words} That were {FORMAT_ERRORS} such replies in a row: the task is over."
             return self.end(ended, components=self._command_pay(worked=False))
         return self.answer(self._footed(words), components=self._command_pay(worked=False))
@@ -261,6 +245,7 @@ class MLGym(TextEnv):
         return self.answer(self._footed(words), components=components)
 
     def _submit(self) -> Step:
+        self.progress.ended("submitted")
         components, words = self._final()
         return self.end(words, components=components)
 
@@ -300,7 +285,7 @@ class MLGym(TextEnv):
         return footed(observation, left, self.max_turns, self._folder(), None if file is None else file.path)
 
     @property
-    def _opened(self) -> "Opened":
+    def _opened(self) -> Opened:
         if self._open is None:
             raise RuntimeError("MLGym: no episode is open; call reset() first")
         return self._open
@@ -310,35 +295,3 @@ class MLGym(TextEnv):
         if self.containers is None:
             raise ValueError("MLGym works in containers, and was given none; `rl` and `turnwise play` provide them")
         return self.containers
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The task, container and editor of an episode."""
-
-    task: Task
-    box: Box
-    editor: Editor
-
-
-def describe(done: CommandResult, limit_s: float, most: int) -> str:
-    """What the agent is told of a command: its output, cut in the middle, and how it ended unless all was well."""
-    output = done.output.rstrip("\n")
-    left_out = done.cut + max(0, len(output) - most)
-    if len(output) > most:
-        output = f"{output[: most // 2]}\n[... {left_out} characters left out ...]\n{output[-(most // 2) :]}"
-    words = {
-        Ending.OK: "",
-        Ending.FAILED: f"[exit status {done.exit_code}]",
-        Ending.TIMEOUT: f"[stopped after {limit_s:g} s; whatever it had started was ended too]",
-        Ending.OOM: "[killed: the memory of the container was full]",
-        Ending.PIDS: "[ended: too many processes]",
-        Ending.FLOOD: "[ended: too much output]",
-    }[done.ending]
-    fresh = "[the shell is new, in the workspace: variables are gone, files are not]" if done.new_session else ""
-    return "\n".join(filter(None, [output, words, fresh])) or "[no output]"
-
-
-def clipped(improvement: float | None) -> float:
-    """An improvement as a reward, within -1 and 1; what has no baseline to improve on earns nothing."""
-    return 0.0 if improvement is None else max(-1.0, min(1.0, improvement))

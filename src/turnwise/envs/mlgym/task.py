@@ -116,3 +116,8 @@ def scores_in(output: str) -> Scores | None:
         if numbers:
             return numbers
     return None
+
+
+def clipped(improvement: float | None) -> float:
+    """An improvement as a reward, within -1 and 1; what has no baseline to improve on earns nothing."""
+    return 0.0 if improvement is None else max(-1.0, min(1.0, improvement))
