@@ -16,6 +16,10 @@ def ending_lines(outcome: Outcome, run_dir: RunDir, progress: Progress, resume_c
     lines += [f"{_heading(outcome)} at step {progress.step} of {progress.max_steps}: {outcome.reason}"]
     if outcome.cause:
         lines.append(f"Likely cause: {outcome.cause}")
+    if progress.rewards or progress.evals:
+        lines.append(f"Verdict: {progress.learning}")
+        if progress.learning.remedy:
+            lines.append(f"What to do: {progress.learning.remedy}")
     lines += before_and_after(progress)
     checkpoints = steps_of(run_dir.checkpoints, "")
     if checkpoints:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 LOOK_S = 0.5  # between two looks at the files
+VERDICT = "verdict"  # label of the row that says what the run does
 HELD_BY = {"load": "engines are saturated", "staleness": "they would be too old", "evaluation": "evaluations have the adapters"}
 SIGN_OF_LIFE_S = 30.0  # without a terminal: at most so long without a line
 
@@ -45,6 +46,7 @@ class LineView:
         self._last_line = time.monotonic()
         self._phase = ""
         watch.look()  # what a resumed run had before is not news
+        self._told = watch.progress.learning.state
 
     def say(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -54,16 +56,23 @@ class LineView:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
-        for line in self.watch.look():
-            self.say(line)
+        self._say_news()
         phase = self._phase_to_tell(children)
         if phase != self._phase or time.monotonic() - self._last_line > SIGN_OF_LIFE_S:
             self._phase = phase
             self.say(phase_text(self.watch.progress, children))
 
     def close(self) -> None:
+        self._say_news()
+
+    def _say_news(self) -> None:
+        """A line for each new record, and one for a verdict that has changed."""
         for line in self.watch.look():
             self.say(line)
+        learning = self.watch.progress.learning
+        if learning.state is not self._told:
+            self._told = learning.state
+            self.say(learning.line)
 
     def _phase_to_tell(self, children: Sequence[Child]) -> str:
         """The phase; once steps come in, only evaluations: the phases within a step would drown its line."""
@@ -89,6 +98,8 @@ def rows(progress: Progress, children: Sequence[Child] = ()) -> list[tuple[str, 
     lines.append(("now", phase_text(progress, children)))
     if any(child.spec.gpus for child in children):
         lines.append(("on", "   ".join(f"{child.name} {child.spec.place}" for child in children)))
+    if progress.rewards or progress.evals:
+        lines.append((VERDICT, str(progress.learning)))
     if progress.rewards:
         values = [progress.rewards[step] for step in sorted(progress.rewards)]
         lines.append(("reward", f"{values[-1]:+.3f}  {sparkline(values)}  first {values[0]:+.3f}, best {max(values):+.3f}"))

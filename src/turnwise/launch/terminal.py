@@ -8,10 +8,20 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from turnwise.launch.child import Child
-from turnwise.launch.live import LOOK_S, rows
+from turnwise.launch.live import LOOK_S, VERDICT, rows
 from turnwise.launch.watch import Watch
+from turnwise.monitor import State
+
+COLOURS = {
+    State.LEARNING: "bold green",
+    State.FLAT: "bold yellow",
+    State.COLLAPSING: "bold red",
+    State.NO_SIGNAL: "bold magenta",
+    State.TOO_EARLY: "dim",
+}
 
 
 class TerminalConsole(Console):
@@ -83,8 +93,12 @@ class TerminalView:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", justify="right")
         table.add_column(ratio=1)
+        state = self.watch.progress.learning.state
         for label, value in rows(self.watch.progress, children):
-            table.add_row(label, value)
+            text = Text(value)
+            if label == VERDICT:
+                text.stylize(COLOURS[state], 0, len(state))
+            table.add_row(label, text)
         return Panel(
             table, title=self._title, title_align="left", subtitle="Ctrl-C: stop with a checkpoint", subtitle_align="right"
         )

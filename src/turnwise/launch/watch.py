@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turnwise.monitor import console_line
+from turnwise.monitor import Learning, LearningWatch, console_line
 from turnwise.transport import RunDir
 
 RECENT_STEPS = 10  # steps whose median duration makes the estimate of the end
@@ -24,6 +24,12 @@ class Progress:
     evals: dict[int, dict[str, float]] = field(default_factory=dict)  # val-core/.../{mean,stderr} by step
     times: dict[int, float] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
+    facts: LearningWatch = field(default_factory=LearningWatch)
+
+    @property
+    def learning(self) -> Learning:
+        """What the run does, by the metrics that were read."""
+        return self.facts.verdict
 
     @property
     def step(self) -> int:
@@ -68,6 +74,7 @@ class Watch:
         step = int(record["step"])
         metrics = {name: float(value) for name, value in record.items() if name not in ("step", "time") and _is_number(value)}
         self.progress.metrics.update(metrics)
+        self.progress.facts.record(step, metrics)
         if REWARD in metrics:
             self.progress.rewards[step] = metrics[REWARD]
             self.progress.times[step] = float(record.get("time", 0.0))

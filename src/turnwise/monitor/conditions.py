@@ -1,6 +1,5 @@
 """When a run has succeeded, and when it is hopeless: the `[stop]` table, judged after every step."""
 
-import itertools
 import json
 import logging
 import math
@@ -10,14 +9,11 @@ from typing import Any, Literal
 
 from turnwise.config import StopConfig
 from turnwise.monitor.expressions import Expression
+from turnwise.monitor.facts import REWARD
 from turnwise.monitor.history import History, numbers
+from turnwise.monitor.learning import Learning, LearningWatch, State
 
-REWARD = "critic/reward/mean"
-ENTROPY = "actor/entropy"
-FALL_SHARE = 0.5  # of what was gained, lost again: a collapse
-FALL_SHARE_OF_BEST = 0.1  # a run that gained nothing may drift by less than that
-FALL_STANDARD_ERRORS = 8.0  # running means of pure noise wander by up to about 7 over thousands of steps
-ENTROPY_FLOOR = 0.02  # nats a token: one choice in fifty tokens that is not certain
+COLLAPSE = "collapse"
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +30,7 @@ class Conditions:
     """Judges a run by its metrics, step by step.
 
     `first_success` is the first step at which `success_when` held. `warnings` are (step, text), each trouble once until it
-    has passed; with `on_stuck = "stop"` they are abort verdicts instead.
+    has passed; with `on_stuck = "stop"` they are abort verdicts instead. Expressions may name the metrics of `learning`.
 
     Raises:
         ExpressionError: a condition of the table is not an expression over metrics.
@@ -51,9 +47,14 @@ class Conditions:
         self._seen: set[str] = set()
         self._names_checked = False
         self._troubles: set[str] = set()  # names of troubles reported and not passed
-        self._start: float | None = None  # first running mean of the reward
-        self._best: float = -math.inf  # best running mean so far, and its step
+        self._watch = LearningWatch()
+        self._best: float = -math.inf  # best running mean of the reward so far, and its step
         self._best_step = 0
+
+    @property
+    def learning(self) -> Learning:
+        """What the run does, by what was taken in so far."""
+        return self._watch.verdict
 
     def update(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
         """Take the metrics of a step (several calls a step are fine) and judge.
@@ -70,16 +71,19 @@ class Conditions:
         """Restore the state from the lines of metrics.jsonl at a resume; what they led to is not reported again."""
         for line in lines:
             record: Mapping[str, Any] = line if isinstance(line, Mapping) else json.loads(line)
-            self._judge(int(record["step"]), numbers(record))
+            self._judge(int(record["step"]), numbers(record), replayed=True)
+        if self.learning.state is State.COLLAPSING:
+            self._troubles.add(COLLAPSE)
 
-    def _judge(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
-        self._record(step, metrics)
+    def _judge(self, step: int, metrics: Mapping[str, float], *, replayed: bool = False) -> Verdict | None:
+        self._watch.record(step, metrics)
+        self._record(step, metrics if replayed else {**metrics, **self.learning.metrics()})
         if self._success and self.first_success is None and self._success.holds(self._history):
             self.first_success = step
             return Verdict("success", f"success_when holds from step {step}: {self._success.text}")
         if self._abort and self._abort.holds(self._history):
             return Verdict("abort", f"abort_when holds at step {step}: {self._abort.text}")
-        fresh = self._fresh_troubles(step)
+        fresh = self._fresh_troubles(step, replayed=replayed)
         if fresh and self.stop.on_stuck == "stop":
             return Verdict("abort", "; ".join(fresh))
         self.warnings += [(step, text) for text in fresh + self._missing_metrics(step)]
@@ -88,52 +92,31 @@ class Conditions:
     def _record(self, step: int, metrics: Mapping[str, float]) -> None:
         self._history.step = max(step, self._history.step)
         self._seen.update(metrics)
-        for name in ({REWARD, ENTROPY} | self._named) & metrics.keys():
+        for name in ({REWARD} | self._named) & metrics.keys():
             self._history.record(step, name, float(metrics[name]))
         mean = self._history.running_mean(REWARD)
-        if mean is None:
-            return
-        self._start = mean if self._start is None else self._start
-        if mean > self._best:
+        if mean is not None and mean > self._best:
             self._best, self._best_step = mean, step
 
-    def _fresh_troubles(self, step: int) -> list[str]:
+    def _fresh_troubles(self, step: int, *, replayed: bool) -> list[str]:
         """Troubles of this step that were not there at the last one."""
-        found = {"stuck": self._stuck(step), "fall": self._fall(), "entropy": self._entropy()}
+        found = {"stuck": self._stuck(step), COLLAPSE: None if replayed else self._collapse()}
         fresh = [text for name, text in found.items() if text is not None and name not in self._troubles]
-        self._troubles = {name for name, text in found.items() if text is not None}
+        passed = self.learning.state is State.LEARNING if COLLAPSE in self._troubles else True
+        self._troubles = {name for name, text in found.items() if text is not None} | (set() if passed else {COLLAPSE})
         return fresh
 
     def _stuck(self, step: int) -> str | None:
-        if self.stop.patience is None or self._start is None or step - self._best_step < self.stop.patience:
+        if self.stop.patience is None or math.isinf(self._best) or step - self._best_step < self.stop.patience:
             return None
         return (
             f"stuck: the running mean of the reward has not risen above {self._best:.4g} (step {self._best_step}) "
             f"for {self.stop.patience} steps; see the warnings of report.md, or raise stop.patience"
         )
 
-    def _fall(self) -> str | None:
-        mean = self._history.running_mean(REWARD)
-        if mean is None or self._start is None:
-            return None
-        fall, gained = self._best - mean, self._best - self._start
-        noise = _standard_error(self._history.values(REWARD), self.stop.window)
-        least = max(FALL_SHARE * gained, FALL_SHARE_OF_BEST * abs(self._best), FALL_STANDARD_ERRORS * noise)
-        if fall <= 0 or fall < least:
-            return None
-        return (
-            f"collapsed: the running mean of the reward fell from {self._best:.4g} (step {self._best_step}) to {mean:.4g}; "
-            f"go back to the best checkpoint with a lower trainer.optim.lr or with trainer.loss.kl_beta"
-        )
-
-    def _entropy(self) -> str | None:
-        mean = self._history.running_mean(ENTROPY)
-        if mean is None or mean >= ENTROPY_FLOOR:
-            return None
-        return (
-            f"entropy collapsed: {mean:.2g} nats a token over the last {self.stop.window} steps, so all replies to a prompt are "
-            f"alike and carry no signal; lower trainer.optim.lr, or set trainer.loss.entropy_coef or kl_beta"
-        )
+    def _collapse(self) -> str | None:
+        verdict = self.learning
+        return f"{verdict}; {verdict.remedy}" if verdict.state is State.COLLAPSING else None
 
     def _missing_metrics(self, step: int) -> list[str]:
         if step < self.stop.window or self._names_checked:
@@ -141,11 +124,3 @@ class Conditions:
         self._names_checked = True  # once, when every metric of a step has had the time to come by
         names = sorted(self._named - self._seen)
         return [f"[stop] names {name}, which this run has not reported so far: what depends on it cannot hold" for name in names]
-
-
-def _standard_error(values: list[float], window: int) -> float:
-    """Standard error of a mean over `window` values, from differences of neighbours, which a trend hardly touches."""
-    if len(values) < 2:
-        return 0.0
-    squares = math.fsum((later - earlier) ** 2 for earlier, later in itertools.pairwise(values))
-    return math.sqrt(squares / (2 * (len(values) - 1)) / window)

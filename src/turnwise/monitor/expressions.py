@@ -25,6 +25,7 @@ ALIASES = {
     "grad_norm": "actor/grad_norm",
     "entropy": "actor/entropy",
     "kl": "actor/kl",
+    "learning": "monitor/learning/state",
     "response_length": "response_length/mean",
     "num_turns": "num_turns/mean",
 }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,17 @@ class History:
         """Values of the last `window` steps, oldest first; all of them for None."""
         series = self._values.get(name, {})
         return [series[step] for step in sorted(series) if window is None or step > self.step - window]
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values, oldest first."""
+        series = self._values.get(name, {})
+        steps = sorted(series)
+        return steps, [series[step] for step in steps]
+
+    def at(self, name: str, steps: Iterable[int]) -> list[float]:
+        """Values of those steps that have one, in their order."""
+        series = self._values.get(name, {})
+        return [series[step] for step in steps if step in series]
 
     def latest(self, name: str) -> float | None:
         series = self._values.get(name)

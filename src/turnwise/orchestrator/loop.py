@@ -313,6 +313,7 @@ class Orchestrator:
             "lag": max(0, self.builder.step - 1 - version),
             "eval_done": self.evaluator.done,
             "eval_total": self.evaluator.total,
+            "learning": self.recorder.learning.as_dict(),
         }
 
     def _phase_now(self) -> str:

@@ -44,6 +44,7 @@ def batch_metrics(builder: BatchBuilder, samples: Sequence[Sample], *, seconds: 
         "staleness/lag": float(builder.step - 1 - served),
         **_groups(builder),
         "rollouts/errored/count": float(sum(not rollout.ok for rollout in every)),
+        **_common_reply(rollouts),
         "timing/rollout_s": fmean(r.timing["total_s"] for r in rollouts) if rollouts else 0.0,
         "timing/env_s": fmean(r.timing["env_s"] for r in rollouts) if rollouts else 0.0,
         "timing/batch_s": seconds,
@@ -92,7 +93,19 @@ def _advantages(samples: Sequence[Sample]) -> Metrics:
     if not samples:
         return {}
     values = np.concatenate([np.asarray(sample.advantages)[np.asarray(sample.loss_mask)] for sample in samples])
-    return {"critic/advantages/mean": float(values.mean()), "critic/advantages/std": float(values.std())}
+    size = np.abs(values)
+    return {
+        "critic/advantages/mean": float(values.mean()),
+        "critic/advantages/std": float(values.std()),
+        "critic/advantages_abs/mean": float(size.mean()),
+        "critic/advantages_abs/max": float(size.max(initial=0.0)),
+    }
+
+
+def _common_reply(rollouts: Sequence[Rollout]) -> Metrics:
+    """How common the commonest reply is. Tokens are compared: of a reply that calls tools, the text may be empty."""
+    counts = Counter(tuple(turn.sampled_ids) for rollout in rollouts for turn in rollout.turns)
+    return {"rollouts/common_reply/share": max(counts.values()) / counts.total()} if counts else {}
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> Metrics:

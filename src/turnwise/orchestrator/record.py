@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 
 from turnwise.config import RLConfig
-from turnwise.monitor import Conditions, Monitor, Verdict, console_line, read_metrics
+from turnwise.monitor import Conditions, Learning, Monitor, Verdict, console_line, read_metrics
 from turnwise.orchestrator.evaluate import EvalResult
 from turnwise.transport import BatchLog, RunDir, WeightsReady
 
@@ -37,6 +37,12 @@ class Recorder:
         self.conditions.replay(read_metrics(self.run_dir.metrics))
         self.monitor = Monitor(config, self.run_dir.root)
         self._batches: dict[int, Metrics] = {}  # metrics of batches that are not trained on yet
+        self._told = self.learning.state
+
+    @property
+    def learning(self) -> Learning:
+        """What the run does."""
+        return self.conditions.learning
 
     def batch_written(self, step: int, metrics: Metrics) -> None:
         self._batches[step] = metrics
@@ -48,15 +54,25 @@ class Recorder:
         if batch is None:  # written before a resume
             batch = self.log.read(step).metrics
         metrics = {**batch, **extra, **ready.metrics}
-        self.monitor.log(step, metrics)
+        verdict = self.conditions.update(step, metrics)
+        self.monitor.log(step, metrics | self.conditions.learning.metrics())
         say(console_line(step, metrics, max_steps=self.config.max_steps))
-        return self.conditions.update(step, metrics)
+        self._tell_learning()
+        return verdict
 
     def evaluated(self, result: EvalResult) -> Verdict | None:
         result.write(self.run_dir.evals)
         self.monitor.log(result.step, result.metrics)
         say(console_line(result.step, result.metrics, max_steps=self.config.max_steps))
-        return self.conditions.update(result.step, result.metrics)
+        verdict = self.conditions.update(result.step, result.metrics)
+        self._tell_learning()
+        return verdict
+
+    def _tell_learning(self) -> None:
+        """Say what the run does, when that has changed."""
+        if self.learning.state is not self._told:
+            self._told = self.learning.state
+            say(self.learning.line)
 
     def has_evaluated(self, step: int) -> bool:
         return (self.run_dir.evals / f"step_{step}.json").exists()

@@ -1,20 +1,23 @@
 """What looks wrong with a run, each with its evidence and what to do about it."""
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
+from turnwise.monitor import State
+from turnwise.monitor.symptoms import ENTROPY_FLOOR, EQUAL_SHARE, MORE_SIGNAL
 from turnwise.report.balance import Balance
-from turnwise.report.changes import SIGNIFICANT, changes
 from turnwise.report.run import Run, Variety, replies
 
-EQUAL_SHARE = 0.5  # of groups without signal: half of the sampling is wasted
+NOT_LEARNING = {
+    State.FLAT: "The reward did not rise",
+    State.COLLAPSING: "The run collapsed",
+    State.NO_SIGNAL: "There was nothing to learn from",
+}
 LENGTH_FACTOR = 2.0
 CUT_SHARE = 0.1  # of rollouts or replies that end because they are too long
 ENTROPY_SHARE = 0.1  # of the entropy at the start
-ENTROPY_FLOOR = 0.02  # nats a token
 DISTINCT_SHARE = 0.1
 COMMON_SHARE = 0.5
 LEAST_REPLIES = 16  # fewer say nothing about variety
@@ -36,7 +39,7 @@ class Finding:
 
 def findings(run: Run) -> list[Finding]:
     """All that is found, gravest kinds first; an empty run has none."""
-    checks: list[Callable[[Run], Finding | None]] = [errored, nonfinite, no_gradient, flat_reward, equal_groups]
+    checks: list[Callable[[Run], Finding | None]] = [not_learning, errored, nonfinite, no_gradient, equal_groups]
     checks += [constant_replies, entropy_collapse, length_explosion, mismatch, dropped, waiting]
     return [finding for check in checks if (finding := check(run)) is not None]
 
@@ -79,22 +82,10 @@ def no_gradient(run: Run) -> Finding | None:
     )
 
 
-def flat_reward(run: Run) -> Finding | None:
-    _, rewards = run.series("critic/reward/mean")
-    if len(rewards) < LEAST_STEPS:
-        return None
-    first, last = _ends(rewards)
-    error = math.hypot(stdev(first) / math.sqrt(len(first)), stdev(last) / math.sqrt(len(last)))
-    difference = fmean(last) - fmean(first)
-    held_out = [change for change in changes(run) if change.kind == "reward"]
-    if difference > SIGNIFICANT * error or any(change.verdict == "rose" for change in held_out):
-        return None
-    return Finding(
-        "The reward did not rise",
-        f"{fmean(first):.4g} over the first third of the steps, {fmean(last):.4g} over the last "
-        f"(standard error of the difference {error:.2g})",
-        "check the signal (equal groups, gradient norm), then try more steps, a higher trainer.optim.lr, or easier tasks",
-    )
+def not_learning(run: Run) -> Finding | None:
+    """The verdict, where it is a bad one."""
+    title = NOT_LEARNING.get(run.learning.state)
+    return None if title is None else Finding(title, run.learning.reason, run.learning.remedy)
 
 
 def equal_groups(run: Run) -> Finding | None:
@@ -104,8 +95,7 @@ def equal_groups(run: Run) -> Finding | None:
     return Finding(
         "Most groups carry no signal",
         f"{fmean(last):.0%} of the groups of the last {len(last)} steps had equal rewards ({fmean(shares):.0%} over the run)",
-        'use tasks that are neither always nor never solved (buffer.kind = "difficulty"), filters.dynamic_sampling = true, '
-        "more rollouts_per_example, or a reward with more levels",
+        MORE_SIGNAL,
     )
 
 

@@ -1,5 +1,6 @@
 """Pictures of one run, and of several seeds of one configuration. Drawn off screen; no state is shared with pyplot."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -94,6 +95,9 @@ _TRAINING = {
         ("actor/kl_loss", "to the reference"),
         ("mismatch/kl/mean", "engine to trainer"),
     ],
+    "update of the weights (share of their norm)": [("actor/update_ratio", "update")],
+    "published weights that a step changed (share)": [("actor/published_change/share", "share")],
+    "log-probability of what was rewarded (change, nats a token)": [("actor/rewarded_logprob_change", "change")],
     "equal-reward groups (share)": [("groups/equal_reward/share", "share")],
     "staleness (steps)": [("staleness/mean", "mean"), ("staleness/max", "max")],
 }
@@ -143,7 +147,7 @@ def _line_panel(run: Run, name: str) -> Draw:
 def _reward_panels(run: Run) -> list[Draw]:
     panels: list[Draw] = []
     if run.series("critic/reward/mean")[0]:
-        panels.append(_lines(run, "training reward (mean of the batch)", [("critic/reward/mean", "reward")]))
+        panels.append(lambda axes: _judged_reward(axes, run))
     for name in run.names("val-core/", "/mean"):
 
         def draw(axes: "Axes", name: str = name) -> None:
@@ -152,6 +156,19 @@ def _reward_panels(run: Run) -> list[Draw]:
 
         panels.append(draw)
     return panels
+
+
+def _judged_reward(axes: "Axes", run: Run) -> None:
+    """The training reward, with the two windows whose difference was judged."""
+    _curve(axes, *run.series("critic/reward/mean"), colour=BLUE, label=None)
+    trend = run.learning.reward
+    if trend is not None:
+        shift = trend.fall if trend.fell and trend.fall is not None else trend.rise
+        label = f"{shift.difference:+.3g}" + (f" ({shift.errors:+.1f} standard errors)" if math.isfinite(shift.errors) else "")
+        axes.hlines(shift.before, *shift.steps_before, colors=RED, linewidth=2.5)
+        axes.hlines(shift.after, *shift.steps_after, colors=RED, linewidth=2.5, label=label)
+        axes.legend(fontsize=7, frameon=False)
+    axes.set_title(f"training reward (mean of the batch): {run.learning.state}")
 
 
 def _variety_panels(run: Run) -> list[Draw]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from turnwise.monitor import read_metrics
+from turnwise.monitor import Learning, judge_metrics, read_metrics
 from turnwise.transport import RunDir
 
 Metrics = dict[int, dict[str, float]]
@@ -67,6 +67,11 @@ class Run:
     def eval_steps(self) -> list[int]:
         """Steps at which held-out tasks were evaluated, ascending."""
         return [step for step, values in self.metrics.items() if any(name.startswith("val-") for name in values)]
+
+    @cached_property
+    def learning(self) -> Learning:
+        """What the run did: the verdict of its metrics."""
+        return judge_metrics(self.metrics)
 
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         """Names of metrics that occur anywhere in the run, sorted."""

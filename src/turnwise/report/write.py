@@ -64,13 +64,20 @@ def _summary(run: Run) -> str:
         return "No optimiser step has been recorded yet." + (f" Planned: {planned}." if planned else "")
     seconds = sum(run.series("timing/step_s")[1])
     lines = [
-        f"- Steps: {steps[-1]}" + (f" of {planned}" if planned else "") + (f", {_duration(seconds)} of steps" if seconds else "")
+        f"- {_verdict(run)}",
+        f"- Steps: {steps[-1]}" + (f" of {planned}" if planned else "") + (f", {_duration(seconds)} of steps" if seconds else ""),
     ]
     lines += [f"- {conclusion(changes(run))}"]
     lines += [f"- Best step: {best}" for best in [best_step(run)] if best]
     lines += [f"- {success}" for success in [_success(run)] if success]
     lines += [f"- Who waited: {balance.verdict}" for balance in [Balance.of(run)] if balance]
     return "\n".join(lines)
+
+
+def _verdict(run: Run) -> str:
+    """What the run did; what to do about it is among the warnings."""
+    reason = run.learning.reason
+    return f"**Verdict: {run.learning.state}.** {reason[:1].upper()}{reason[1:]}."
 
 
 def best_step(run: Run) -> str:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -36,14 +37,17 @@ class Canaries:
         settings = learner.config.trainer
         noisy = learner.config.inference.noise is not None  # engines compute with another policy on purpose: nobody would ask
         count = 0 if noisy or batch.step % settings.canary_interval else settings.canaries
-        self.sequences = choose(batch.samples, count=count, longest=_longest(learner, batch.samples)) if count else []
+        windows = choose_windows(batch.samples, count=count, longest=_longest(learner, batch.samples)) if count else []
+        self.sequences = [window.ids for window in windows]
+        self.advantages = [window.advantages for window in windows]
         self.before = measure(learner, self.sequences)
+        self.now: Logprobs = []
         self.seconds = time.perf_counter() - begun  # spent on them so far
 
     def after(self) -> list[Canary]:
         """The canaries of the policy as it is now. Those with a logprob that is not finite are left out: they show nothing."""
         begun = time.perf_counter()
-        now = measure(self.learner, self.sequences)
+        self.now = now = measure(self.learner, self.sequences)
         base: Logprobs = [[] for _ in now]
         if self.learner.lora is not None:
             with adapters_off(self.learner.policy):
@@ -52,27 +56,57 @@ class Canaries:
         self.seconds += time.perf_counter() - begun
         return [canary for canary in canaries if _finite(canary)]
 
+    def metrics(self) -> dict[str, float]:
+        """What they took, and by how much the step made likelier what was rewarded; once `after` was asked.
+
+        That is the change of the logprobs, weighed by advantages: of A * change over |A|, the mean over tokens.
+        """
+        measured = {"timing/canary_s": self.seconds}
+        columns = [[value for row in rows for value in row] for rows in (self.now, self.before)]
+        weights = [advantage for advantages in self.advantages for advantage in advantages[1:]]
+        total = sum(map(abs, weights))
+        if not total or len(columns[0]) != len(weights):
+            return measured
+        gained = sum(weight * (now - before) for weight, now, before in zip(weights, *columns, strict=True))
+        return measured | {"actor/rewarded_logprob_change": gained / total}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a sample."""
+
+    ids: list[int]
+    advantages: list[float]  # of each token; 0 where none was sampled
+
+    @property
+    def push(self) -> float:
+        return sum(map(abs, self.advantages))
+
 
 def choose(samples: Sequence[Sample], *, count: int, longest: int) -> list[list[int]]:
+    """The tokens of `choose_windows`."""
+    return [window.ids for window in choose_windows(samples, count=count, longest=longest)]
+
+
+def choose_windows(samples: Sequence[Sample], *, count: int, longest: int) -> list[Window]:
     """At most `count` sequences of at most `longest` tokens, the same for the same samples: where the step pushes hardest.
 
     A sequence begins where its sample does, or, behind a long prompt, half of its length before the first reply: to a language
     model it is a text like any other. Samples compete by the sum of |advantage| over their sampled tokens inside; one of each
     group is taken.
     """
-    best: dict[int, tuple[float, list[int]]] = {}
+    best: dict[int, Window] = {}
     for sample in samples:
         first, length = _first(sample), len(sample.token_ids)
         if first == length:
             continue
         begin = max(0, min(first - longest // 2, length - longest))
-        window = slice(begin, begin + longest)
-        push = sum(abs(advantage) for advantage in sample.advantages[window])
-        ids = sample.token_ids[window]
-        if len(ids) > 1 and (sample.group_id not in best or push > best[sample.group_id][0]):
-            best[sample.group_id] = (push, ids)
-    ranked = sorted(best.values(), key=lambda candidate: -candidate[0])  # stable: equals stay in the order of the batch
-    return list({tuple(ids[1:]): ids for _, ids in ranked[:count]}.values())
+        inside = slice(begin, begin + longest)
+        window = Window(list(sample.token_ids[inside]), list(sample.advantages[inside]))
+        if len(window.ids) > 1 and (sample.group_id not in best or window.push > best[sample.group_id].push):
+            best[sample.group_id] = window
+    ranked = sorted(best.values(), key=lambda window: -window.push)  # stable: equals stay in the order of the batch
+    return list({tuple(window.ids[1:]): window for window in ranked[:count]}.values())
 
 
 def measure(learner: Learner, sequences: Sequence[Sequence[int]]) -> Logprobs:

@@ -64,6 +64,7 @@ class Handover:
         for name, tensor in whole_tensors(self.learner, self.learner.dtype):
             if self.sender is not None:
                 digest.add(name, tensor)
+                self.learner.published.see(tensor)
         if self.sender is None:
             return
         specs = [spec_of(name, parameter, self.learner.dtype) for name, parameter in self.learner.parameters.items()]
@@ -73,7 +74,7 @@ class Handover:
             kind="full",
             path=str(self.store.path(version)),
             digest=digest.hexdigest(),
-            metrics=metrics,
+            metrics=metrics | self.learner.published.metrics(),
             transfer="broadcast",
             rendezvous=self.sender.rendezvous,
             canaries=list(canaries),

@@ -166,7 +166,7 @@ class Trainer:
         self.step, self.progress = batch.step, batch.progress
         self.clock = _Clock(now)
         measured = canaries.after()
-        self._publish(metrics | {"timing/canary_s": canaries.seconds}, measured)
+        self._publish(metrics | canaries.metrics(), measured)
         self._say(_line(self.step, self.config.max_steps, metrics))
 
     def _publish(self, metrics: Metrics, canaries: Sequence[Canary] = ()) -> None:

@@ -88,14 +88,19 @@ def publish(
         PublishError: the file system refused, or the model cannot be published; no part of the version is visible.
     """
     digest = Digest()
-    tensors = _on_rank_0(learner, engine_dtype(learner), lambda name, tensor: digest.add(name, _as_served(learner, name, tensor)))
+
+    def see(name: str, tensor: Tensor) -> None:
+        digest.add(name, _as_served(learner, name, tensor))
+        learner.published.see(tensor)
+
+    tensors = _on_rank_0(learner, engine_dtype(learner), see)
     if fsdp.rank() == 0:
         ready = WeightsReady(
             version=version,
             kind="lora" if learner.lora else "full",
             path=str(store.path(version)),
             digest=digest.hexdigest(),
-            metrics=metrics,
+            metrics=metrics | learner.published.metrics(),
             canaries=list(canaries),
         )
         announce(store, ready, lambda folder: write_policy(folder, learner, tensors))

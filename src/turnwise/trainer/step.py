@@ -17,6 +17,7 @@ from turnwise.trainer.meter import Meter
 from turnwise.trainer.model import Policy, build_policy, build_reference
 from turnwise.trainer.optim import clip_gradients, distance, gradient_norm, learning_rate, norm_over_ranks, snapshot
 from turnwise.trainer.packing import MicroBatch, assign, step_totals
+from turnwise.trainer.probes import Movement, PublishedChange
 from turnwise.transport import Batch
 
 Metrics = dict[str, float]
@@ -44,6 +45,8 @@ class Learner:
         needs_copy = config.trainer.loss.kl_beta > 0 and self.lora is None
         self.reference = build_reference(config, device) if needs_copy else None
         self.meter = Meter(loaded, device)
+        self.movement = Movement(self.policy, self.trained, adapter=self.lora is not None)
+        self.published = PublishedChange()
 
     def step(self, batch: Batch) -> Metrics:
         """Train on a batch; a collective. Returns the same metrics on every rank; what it took is in `meter`.
@@ -57,6 +60,7 @@ class Learner:
             return metrics | {"actor/loss": 0.0, "actor/grad_norm": 0.0, "actor/update_norm": 0.0, "actor/updates_skipped": 1.0}
         passes = self.passes(batch)
         start = self.starting_point()
+        self.movement.begin()
         moved, skipped = 0.0, 0
         for index in range(self.config.trainer.updates_per_batch):
             with self.meter.phase("forward_backward"):
@@ -70,7 +74,15 @@ class Learner:
             skipped += done is None
         metrics["actor/update_norm"] = moved if start is None else distance(start, self.trained)
         metrics["actor/updates_skipped"] = float(skipped)
-        return metrics
+        return metrics | self._proportions(metrics)
+
+    def _proportions(self, metrics: Metrics) -> Metrics:
+        """What clipping took from the gradient, and the size of the update beside the weights; a collective."""
+        norm, most = metrics["actor/grad_norm"], self.config.trainer.optim.max_grad_norm
+        cut = most is not None and math.isfinite(norm) and norm > most
+        found = {"actor/grad_clipped/share": 1 - most / norm if cut and most is not None else 0.0}
+        ratio = self.movement.ratio(metrics["actor/update_norm"])
+        return found if ratio is None else found | {"actor/update_ratio": ratio}
 
     def passes(self, batch: Batch) -> "Passes":
         """This rank's micro-batches of a batch, with the log-probabilities of the reference policy; a collective."""

@@ -88,6 +88,7 @@ def test_the_picture_has_everything_that_is_known(tmp_path: Path):
     assert shown["now"] == "rollouts for step 3: 12 of 32"
     assert shown["reward"] == f"+0.400  {BARS[0]}{BARS[-1]}  first +0.100, best +0.400"
     assert shown["held out @0"] == "wordle/reward -0.500 ±0.100"
+    assert shown["verdict"] == "too early: 2 steps so far"
     assert shown["learning"] == "loss 0.5000   grad norm 1.500"
     assert shown["rollouts"] == "equal groups 25%   88 tokens/s   20 in flight   3 wait in the engines"
     assert shown["waits"] == "trainer idle 3%   engines idle 41%   rollouts held back: they would be too old"
@@ -103,6 +104,48 @@ def test_a_terminal_shows_the_picture_and_what_is_said(tmp_path: Path):
     assert "my run" in output.getvalue()
     assert "inference serves after 3 s [not markup]" in output.getvalue()
     assert "1 / 4" in output.getvalue()
+
+
+def rising(steps: int) -> list[dict[str, object]]:
+    return [step(number, 0.02 * number + 0.01 * (number % 3)) for number in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize(
+    ("records", "told", "colour"),
+    [
+        (rising(40), "learning: the reward rose from", "1;32"),
+        ([{**step(n, 0.5), "groups/equal_reward/share": 1.0} for n in range(1, 9)], "no signal: 100% of the groups", "1;35"),
+        ([step(n, 0.5 + 0.1 * (n % 2)) for n in range(1, 50)], "flat: the reward was 0.5", "1;33"),
+        ([step(n, 1.0 - 0.02 * n + 0.01 * (n % 3)) for n in range(1, 50)], "collapsing: the reward fell from", "1;31"),
+    ],
+)
+def test_the_verdict_stands_in_the_picture_in_its_colour_and_at_the_end(
+    tmp_path: Path, records: list[dict[str, object]], told: str, colour: str
+):
+    append(tmp_path, *records)
+    output = io.StringIO()
+    view = TerminalView(
+        Watch(RunDir(tmp_path), 50), "x", Console(file=output, force_terminal=True, width=200, color_system="standard")
+    )
+    view.close()
+    assert f"\x1b[{colour}m{told.split(':')[0]}\x1b[0m:{told.split(':')[1]}" in output.getvalue()
+    lines = ending_lines(Outcome(ExitCode.DONE, "all steps done"), RunDir(tmp_path), view.watch.progress, "rl")
+    assert lines[1].startswith(f"Verdict: {told}")
+    assert any(line.startswith("What to do: ") for line in lines) != told.startswith("learning")
+
+
+def test_lines_tell_a_verdict_when_it_changes(tmp_path: Path):
+    output = io.StringIO()
+    view = LineView(Watch(RunDir(tmp_path), 40), output)
+    for record in rising(40):
+        append(tmp_path, record)
+        view.close()  # a look, as at the end
+    verdicts = [line for line in output.getvalue().splitlines() if line.startswith("Verdict")]
+    assert len(verdicts) == 1
+    assert verdicts[0].startswith("Verdict at step 18: learning: the reward rose from")
+    resumed = io.StringIO()
+    LineView(Watch(RunDir(tmp_path), 40), resumed).close()
+    assert resumed.getvalue() == ""
 
 
 def test_lines_are_written_once_and_old_ones_not_at_all(tmp_path: Path):

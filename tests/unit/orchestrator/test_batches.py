@@ -1,5 +1,7 @@
 """Groups -> batches: fates, places, rounds, admission; and the metrics of what came out."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,7 +172,19 @@ def test_metrics_tell_of_everything_that_was_judged_and_not_only_of_what_was_kep
     assert (metrics["response_length/mean"], metrics["prompt_length/mean"], metrics["num_turns/mean"]) == (3.0, 3.0, 1.0)
     assert metrics["throughput/tokens_per_s"] == 8 * 3 / 2.0
     assert metrics["critic/advantages/mean"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["critic/advantages_abs/mean"] == pytest.approx(0.5**0.5, abs=1e-4)
+    assert metrics["critic/advantages_abs/max"] == pytest.approx(0.5**0.5, abs=1e-4)
+    assert metrics["rollouts/common_reply/share"] == 1.0
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_the_commonest_reply_is_told_by_its_tokens():
+    builder = _builder(step=1)
+    said = make_group([0.0, 1.0, 0.5, 0.2], number=1)
+    other = replace(said.rollouts[0], turns=(replace(said.rollouts[0].turns[0], sampled_ids=[1, 2, 3]),))
+    builder.add(replace(said, rollouts=(other, *said.rollouts[1:])))
+    metrics = batch_metrics(builder, builder.samples(), seconds=1.0, served=0)
+    assert metrics["rollouts/common_reply/share"] == 0.75
 
 
 def test_a_missing_component_counts_as_zero_and_a_missing_metric_not_at_all():

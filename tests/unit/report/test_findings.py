@@ -51,7 +51,22 @@ def test_a_planted_fault_is_found_and_nothing_else(tmp_path: Path, metrics: dict
 
 
 def test_a_flat_reward_is_found(tmp_path: Path) -> None:
-    assert titles(plant_run(tmp_path / "run", components={"win": lambda x: 0.5})) == {"The reward did not rise"}
+    (found,) = findings(Run.load(plant_run(tmp_path / "run", components={"win": lambda x: 0.5})))
+    assert found.title == "The reward did not rise"
+    assert "the reward was 0.501 over the first third of 40 steps" in found.evidence
+    assert "not changed beyond chance: from 0.5 at step 0 to 0.5 at step 40" in found.evidence
+
+
+def test_a_collapse_is_found(tmp_path: Path) -> None:
+    (found,) = findings(Run.load(plant_run(tmp_path / "run", components={"win": lambda x: 1.0 - x})))
+    assert found.title == "The run collapsed"
+    assert "the held-out reward fell from 1 at step 0 to 0 at step 40" in found.evidence
+    assert "checkpoint" in found.remedy
+
+
+def test_a_run_without_signal_is_found(tmp_path: Path) -> None:
+    root = plant_run(tmp_path / "run", components={"win": lambda x: 0.5}, metrics={"groups/equal_reward/share": lambda x: 1.0})
+    assert titles(root) == {"There was nothing to learn from", "Most groups carry no signal"}
 
 
 def test_a_few_steps_are_no_flat_reward(tmp_path: Path) -> None:

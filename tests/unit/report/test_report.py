@@ -30,6 +30,7 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
     text = path.read_text()
     assert path == tmp_path / "run" / "report.md"
     for expected in (
+        "**Verdict: learning.** The held-out reward rose from 0 at step 0 to 1.4 at step 40",
         "Steps: 40 of 40",
         "the held-out reward rose from 0.000 to 1.400",
         "Best step: 40, held-out reward 1.400 (checkpoints/step_40)",

@@ -1,0 +1,112 @@
+"""Whether updates are large enough to matter: beside the weights, and in the type in which engines read them.
+
+Both cost next to nothing. No probe computes anything with the policy.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from turnwise.kernels.mxfp4.layer import MXFP4Linear
+from turnwise.trainer import fsdp
+from turnwise.trainer.lora_layer import LoraLinear
+from turnwise.trainer.optim import global_norm
+
+LAYERS = 16  # of those with an adapter, that are looked at
+STRIDE = 257  # every so many published elements one is looked at: a prime, so that all columns of a matrix have their turn
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A layer with an adapter, as it was before a step."""
+
+    layer: LoraLinear
+    a: Float[Tensor, "rank in"]
+    b: Float[Tensor, "out rank"]
+
+
+class Movement:
+    """How far a step moves the weights that the policy computes with, as a share of their norm.
+
+    Of an adapter that is the change of scale * B A against the weights under it, so that adapters and full fine-tuning are told
+    by one measure. An adapter's own norm is none: B begins at 0, and A's values do not matter by themselves. Every method is a
+    collective.
+    """
+
+    def __init__(self, policy: nn.Module, trained: Sequence[nn.Parameter], *, adapter: bool) -> None:
+        layers = [module for module in policy.modules() if isinstance(module, LoraLinear)] if adapter else []
+        chosen = random.Random(0).sample(layers, min(LAYERS, len(layers)))
+        weights = [(layer, weight) for layer in chosen if (weight := base_weight(layer)) is not None]
+        self.layers = [layer for layer, _ in weights]
+        self.adapter = adapter
+        if adapter:
+            self.norm = math.hypot(*(float(torch.linalg.vector_norm(weight.float())) for _, weight in weights))
+        else:
+            self.norm = global_norm(trained, copies=fsdp.copies(trained[0])) if trained else 0.0
+        self._before: list[_Adapted] = []
+
+    def begin(self) -> None:
+        """Keep what the step is measured against."""
+        self._before = [_Adapted(layer, _copy(layer.lora_A), _copy(layer.lora_B)) for layer in self.layers]
+
+    def ratio(self, update_norm: float) -> float | None:
+        """Of the step since `begin`; None where nothing is known of the weights, as under packed and sharded ones.
+
+        Args:
+            update_norm: of all trained parameters.
+        """
+        if self.norm == 0:
+            return None
+        moved = math.hypot(*map(_change, self._before)) if self.adapter else update_norm
+        self._before = []
+        return moved / self.norm
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return fsdp.full(parameter).clone()
+
+
+def _change(before: _Adapted) -> float:
+    """Norm of the change of scale * B A = scale * (dB A' + B dA), from products with the rank as both dimensions.
+
+    |U V|^2 = sum of (U^T U) * (V V^T), and the two terms keep the digits that a difference of products would lose.
+    """
+    a, b = fsdp.full(before.layer.lora_A), fsdp.full(before.layer.lora_B)
+    u = torch.cat([b - before.b, before.b], dim=1).double()
+    v = torch.cat([a, a - before.a]).double()
+    square = ((u.T @ u) * (v @ v.T)).sum()
+    return before.layer.scale * math.sqrt(max(0.0, float(square)))
+
+
+def base_weight(layer: LoraLinear) -> Tensor | None:
+    """The whole weight under an adapter, decoded where it is packed; None where packed weights are sharded. A collective."""
+    if type(layer.base) is MXFP4Linear:
+        return layer.base.dequantize()
+    if isinstance(layer.base, MXFP4Linear):
+        return None
+    return fsdp.full(layer.base.weight)
+
+
+class PublishedChange:
+    """The share of published elements that are other numbers than in the publication before, by a fixed sample of them."""
+
+    def __init__(self) -> None:
+        self._now: list[Tensor] = []
+        self._before: Tensor | None = None
+
+    def see(self, tensor: Tensor) -> None:
+        """Take in the next tensor of a publication, as engines read it; the same ones in the same order each time."""
+        self._now.append(tensor.detach().flatten()[::STRIDE].clone())
+
+    def metrics(self) -> dict[str, float]:
+        """End the publication; nothing to tell of the first."""
+        now, before = torch.cat(self._now) if self._now else torch.empty(0), self._before
+        self._now, self._before = [], now
+        if before is None or not len(now) or before.shape != now.shape:
+            return {}
+        return {"actor/published_change/share": float((now != before).double().mean())}
