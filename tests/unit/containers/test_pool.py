@@ -220,6 +220,20 @@ def test_an_engine_whose_places_are_all_taken_is_tried_with_a_question():
         assert box.run("true").exit_code == 0
 
 
+def test_an_engine_all_of_whose_places_wait_for_removals_counts_as_down_until_it_removes_them():
+    host = FakeHost(capacity=1, failures=3)
+    with Pool([host], quick_config(wait_s=10)) as pool:
+        lease = pool.lease("x")
+        lease.__enter__()
+        host.down = True
+        lease.__exit__(None, None, None)  # whoever held it saw no error; no lease can call the engine now
+        until(lambda: "fake" in pool.state.down)
+        host.down = False
+        with pool.lease("x") as box:
+            assert box.run("true").exit_code == 0
+        assert pool.state.unburied == 0
+
+
 def test_a_caller_who_evicts_a_ready_container_has_its_place():
     host = FakeHost(capacity=1)
     with Pool([host], quick_config(warm=1)) as pool:
