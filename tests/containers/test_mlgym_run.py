@@ -103,6 +103,7 @@ def test_a_run_in_containers_ends_without_an_error_and_leaves_no_container(
 def private() -> Iterator[PrivateEngine]:
     engine = PrivateEngine(Path(f"/tmp/tw-private-{time.monotonic_ns()}"))
     yield engine
+    engine.start()  # one that a failing test left killed ends its containers when it starts
     engine.remove()
 
 

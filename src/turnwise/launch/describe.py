@@ -107,7 +107,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
 def print_hints(console: Console, hints: Sequence[Hint]) -> None:
     """What environments and their containers need, in red what a run cannot begin without."""
     for hint in hints:
-        style = "bold red" if hint.fatal else "yellow"
+        style = "bold red" if hint.fatal else None if hint.remark else "yellow"
         console.print(hint.text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -24,6 +24,7 @@ class Hint:
 
     text: str
     fatal: bool = False  # the run cannot begin so
+    remark: bool = False  # nothing is wrong with it
 
 
 def environment_hints(config: RLConfig) -> list[Hint]:
@@ -48,8 +49,9 @@ def _made(table: EnvConfig) -> TextEnv | None:
 def _container_hints(config: RLConfig, envs: Sequence[TextEnv]) -> list[Hint]:
     images = sorted({env.container_image for env in envs if env.container_image})
     most = max(env.container_gpus for env in envs)
-    texts = [_places(config), _memory(config), _idle_gpus(config, most)]
-    hints = [Hint(text) for text in texts if text is not None]
+    remarks = [_memory(config), _idle_gpus(config, most)]
+    hints = [Hint(text, remark=True) for text in remarks if text is not None]
+    hints += [Hint(text) for text in [_places(config)] if text is not None]
     gpus = _too_few_gpus(config, most)
     return [*hints, *([Hint(gpus, fatal=True)] if gpus else []), *_backend(config, images)]
 
@@ -141,6 +143,8 @@ def _image(engine: "Engine", image: str) -> Hint | None:
     if engine.image_labels(f"turnwise/{image}:{recipe.hash}") is not None:
         return None
     if archive_path(image).exists():
-        return Hint(f"containers: the image {image} is imported into {engine.name} first, which takes some seconds")
+        return Hint(f"containers: the image {image} is imported into {engine.name} first, which takes some seconds", remark=True)
     cost = COSTS.get(image, "a while")
-    return Hint(f"containers: the image {image} is made first, once, of packages of the distribution, which takes {cost}")
+    return Hint(
+        f"containers: the image {image} is made first, once, of packages of the distribution, which takes {cost}", remark=True
+    )

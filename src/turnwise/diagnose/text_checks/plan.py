@@ -35,9 +35,11 @@ def look(context: Context) -> Finding:
     disk = _disk(config, foreseen.shape, notes)
     _length(config, [setup for setup in context.setups_if_any() if not setup.uses_containers], notes)  # those say it themselves
     for hint in foreseen.hints:
-        (notes.fail if hint.fatal else notes.warn)(hint.text)
+        if not hint.remark:
+            (notes.fail if hint.fatal else notes.warn)(hint.text)
     _steps(config, foreseen, notes)
     told = list(arithmetic_lines(foreseen.arithmetic, config)) if foreseen.arithmetic else [foreseen.unknown]
+    told += [hint.text for hint in foreseen.hints if hint.remark]
     place = "on the CPU" if not (config.gpus.inference or config.gpus.trainer) else _gpus(config)
     data = {"max_steps": config.max_steps, "checkpoint_bytes": disk, "memory": [vars(one) for one in foreseen.estimates]}
     return notes.finding(f"{config.max_steps} steps of {config.orchestrator.batch_size} rollouts {place}", data, told)
