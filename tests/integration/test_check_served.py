@@ -9,30 +9,17 @@ import pytest
 
 from support.batches import make_batch
 from support.faulty_engine import Fault, faulty_engine
+from support.probed import SETTING
 from turnwise.config import RLConfig
 from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import Check, Result, Verdict, run_checks
-from turnwise.diagnose.probe_report import ProbeReport, Published, Setting
+from turnwise.diagnose.probe_report import ProbeReport, Published
 from turnwise.diagnose.served import SERVED
 from turnwise.diagnose.session import OpenEngines
 from turnwise.trainer.loop import run_trainer
 from turnwise.transport import BatchLog, RunDir, WeightsReady, WeightsStore
 
 LORA: dict[str, Any] = {"rank": 6, "alpha": 9.0}
-SETTING = Setting(
-    samples=1,
-    given_samples=1,
-    tokens=1,
-    temperature=1.0,
-    loss="grpo",
-    dtype="float32",
-    published_dtype="float32",
-    adapter=True,
-    dropout=0.0,
-    quantised=False,
-    ranks=1,
-    device="cpu",
-)
 
 
 def config_of(model: Path, folder: Path, lora: dict[str, Any] | None) -> RLConfig:

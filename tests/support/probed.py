@@ -13,11 +13,25 @@ from turnwise.config import RLConfig
 from turnwise.config.files import merge
 from turnwise.diagnose.context import Context
 from turnwise.diagnose.core import Finding, Result, run_checks
-from turnwise.diagnose.probe_report import ProbeReport
+from turnwise.diagnose.probe_report import ProbeReport, Setting
 from turnwise.diagnose.trainer_checks import TRAINER_CHECKS
 from turnwise.transport import Batch, Sample
 
 TEMPERATURE = 0.7
+SETTING = Setting(
+    samples=4,
+    given_samples=4,
+    tokens=100,
+    temperature=TEMPERATURE,
+    loss="grpo",
+    dtype="float32",
+    published_dtype="float32",
+    adapter=True,
+    dropout=0.0,
+    quantised=False,
+    ranks=1,
+    device="cpu",
+)
 
 
 def probed_config(folder: Path, tiny_model: Path, /, **changes: Any) -> RLConfig:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.planted_checks import tables
+from support.probed import SETTING as FLOAT32
 from support.rollouts import ECHO, make_group
 from turnwise.config import AdvantageConfig, RLConfig, StopConfig
 from turnwise.diagnose.context import Context
@@ -17,26 +18,15 @@ from turnwise.diagnose.core import Verdict
 from turnwise.diagnose.engine_checks import MEMORY, SPEED, judge_memory, judge_speed, would_hold
 from turnwise.diagnose.footprint import Footprint, cache_tokens, footprint
 from turnwise.diagnose.pace import Pace, Played, evaluation_count, pace_of, signal_share, works_beside
-from turnwise.diagnose.probe_report import Cost, Gradient, Memory, ProbeReport, Published, Rehearsal, Setting
+from turnwise.diagnose.probe_report import Cost, Gradient, Memory, ProbeReport, Published, Rehearsal
 from turnwise.diagnose.served import Swapped
 from turnwise.launch.gpus import Gpu, Machine
 from turnwise.launch.memory import GIB
 from turnwise.orchestrator.filters import Fate, JudgedGroup, judge
 from turnwise.transport import Batch, Progress, WeightsReady
 
-SETTING = Setting(
-    samples=8,
-    given_samples=16,
-    tokens=100,
-    temperature=1.0,
-    loss="grpo",
-    dtype="bfloat16",
-    published_dtype="bfloat16",
-    adapter=True,
-    dropout=0.0,
-    quantised=False,
-    ranks=1,
-    device="cpu",
+SETTING = msgspec.structs.replace(
+    FLOAT32, samples=8, given_samples=16, temperature=1.0, dtype="bfloat16", published_dtype="bfloat16"
 )
 NO_ENGINE = Footprint(ram=0, gpus={}, cache_tokens=None)
 READY = WeightsReady(version=1, kind="lora", path="/w/v1", digest="d" * 64)

@@ -9,30 +9,16 @@ import msgspec
 import pytest
 
 from support.batches import make_batch
-from support.probed import judged, probed_config
+from support.probed import SETTING, judged, probed_config
 from turnwise.diagnose import probe_run
 from turnwise.diagnose.core import CheckFailed, Verdict
-from turnwise.diagnose.probe_report import Agreement, Logprobs, ProbeReport, Scanned, Setting, write_report
+from turnwise.diagnose.probe_report import Agreement, Logprobs, ProbeReport, Scanned, write_report
 from turnwise.diagnose.probe_run import NAME, run_probe
 from turnwise.launch.gpus import Machine
 from turnwise.launch.plan import ProcessSpec, trainer_spec
 from turnwise.transport import Batch
 
 NOTHING = Machine((), None, None)
-SETTING = Setting(
-    samples=4,
-    given_samples=4,
-    tokens=100,
-    temperature=0.7,
-    loss="grpo",
-    dtype="float32",
-    published_dtype="float32",
-    adapter=True,
-    dropout=0.0,
-    quantised=False,
-    ranks=1,
-    device="cpu",
-)
 LOGPROBS = Logprobs(Agreement(1e-6, 1e-5, 0.0, 0.0, 1.0), [Scanned(0.7, 1e-6, 1e-6)], [Scanned(0.0, 1e-6, 0.0)], 0.1)
 MEASURED = ProbeReport(setting=SETTING, stage="gradient", logprobs=LOGPROBS)
 

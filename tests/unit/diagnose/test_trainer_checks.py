@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.probed import judged
+from support.probed import SETTING, judged
 from turnwise.diagnose.core import Verdict
 from turnwise.diagnose.probe_report import (
     Agreement,
@@ -20,7 +20,6 @@ from turnwise.diagnose.probe_report import (
     Rewarded,
     Scaled,
     Scanned,
-    Setting,
     Update,
 )
 
@@ -29,20 +28,7 @@ SHIFTS = [Scanned(-1.0, 0.9, 0.9), Scanned(0.0, 1e-6, 0.0), Scanned(1.0, 0.8, 0.
 A, B = "model.layers.0.self_attn.q_proj.lora_A", "model.layers.0.self_attn.q_proj.lora_B"
 
 SOUND = ProbeReport(
-    setting=Setting(
-        samples=16,
-        given_samples=32,
-        tokens=800,
-        temperature=0.7,
-        loss="dapo",
-        dtype="float32",
-        published_dtype="float32",
-        adapter=True,
-        dropout=0.0,
-        quantised=False,
-        ranks=1,
-        device="cpu",
-    ),
+    setting=msgspec.structs.replace(SETTING, samples=16, given_samples=32, tokens=800, loss="dapo"),
     logprobs=Logprobs(Agreement(1e-5, 1e-4, 0.0, 1e-10, 1.0), TEMPERATURES, SHIFTS, 1.0),
     gradient=Gradient(
         expected=2,
