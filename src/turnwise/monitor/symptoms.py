@@ -18,10 +18,9 @@ ENTROPY_LOSS = 0.2  # of the entropy at the start; a policy that began near the 
 KL_LIMIT = 0.5  # nats a token between two policies that should be one or two steps apart
 BLOW_UP = 100.0  # gradient norms against their median before
 CEILING = 0.95  # of the way from the worst to the best reward of any rollout
-PUBLISHED_SHARE = 0.001  # of the published weights that a step changes; bfloat16 models are at 0.01 with a learning rate of 1e-6
-SMALL_RATIO = (
-    1e-6  # of the weights' norm that a step moves them by; full fine-tuning at a learning rate of 1e-6 is at 2e-5 to 5e-5
-)
+PUBLISHED_SHARE = 0.001  # of the published weights; a bfloat16 model at a learning rate of 1e-6 is at 0.004
+SMALL_RATIO = 1e-6  # of the weights' norm, in a step; full fine-tuning at a learning rate of 1e-6 is at 2e-6 to 5e-6
+LARGE_RATIO = 0.03  # likewise; the quickstart, at a high learning rate, begins with 1e-3
 WRONG_WAY = 4.0  # standard errors by which updates lower the probability of what was rewarded
 CLIPPED_SHARE = 0.9  # of the gradient's norm that clipping takes away
 
@@ -216,6 +215,14 @@ def small_updates(facts: Facts) -> Symptom | None:
     return Symptom(f"a step moves the weights by {ratio:.2g} of their norm", "raise trainer.optim.lr, tenfold at first")
 
 
+def large_updates(facts: Facts) -> Symptom | None:
+    ratio = f.mean(facts.recent(f.UPDATE_RATIO))
+    if ratio is None or ratio < LARGE_RATIO:
+        return None
+    evidence = f"a step moves the weights by {ratio:.0%} of their norm, far beyond where its gradient holds"
+    return Symptom(evidence, "lower trainer.optim.lr, tenfold at first")
+
+
 def clipped(facts: Facts) -> Symptom | None:
     cut = f.mean(facts.recent(f.CLIPPED))
     if cut is None or cut < CLIPPED_SHARE:
@@ -226,7 +233,15 @@ def clipped(facts: Facts) -> Symptom | None:
     )
 
 
-REASONS_FOR_FLAT: tuple[Rule, ...] = (ceiling_reached, wrong_direction, little_published, few_groups, small_updates, clipped)
+REASONS_FOR_FLAT: tuple[Rule, ...] = (
+    ceiling_reached,
+    large_updates,
+    wrong_direction,
+    little_published,
+    few_groups,
+    small_updates,
+    clipped,
+)
 
 
 def at_ceiling(facts: Facts) -> bool:

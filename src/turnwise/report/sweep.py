@@ -49,6 +49,7 @@ class SweepRow:
     ended: float | None = None
     attempts: int = 0
     gpus: tuple[int, ...] = ()
+    verdict: str = ""  # whether it learns, in a word
 
     @property
     def result(self) -> Score | None:

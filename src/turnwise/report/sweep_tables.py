@@ -14,13 +14,14 @@ VERDICTS = {"rose": "better", "fell": "worse", "unchanged": "no difference beyon
 def status_table(sweep: SweepConfig, rows: Sequence[SweepRow]) -> Table:
     """Each run: its state, how far it is, its score so far and at its best, when it ran."""
     references = {run.id: run.reference for run in sweep.run}
-    heads = ("run", "what", "state", "step", "result", "best (step)", _reference_head(sweep), "start", "end", "remark")
+    heads = ("run", "what", "state", "step", "verdict", "result", "best (step)", _reference_head(sweep), "start", "end", "remark")
     cells = [
         (
             row.label,
             row.title,
             str(row.state),
             _steps(row),
+            row.verdict,
             _result(row, sweep),
             _score(row.best, sweep) + (f" ({row.best.step})" if row.best else ""),
             _reference(references[row.experiment]),
@@ -30,7 +31,7 @@ def status_table(sweep: SweepConfig, rows: Sequence[SweepRow]) -> Table:
         )
         for row in rows
     ]
-    return Table(heads, tuple(cells), frozenset({3, 4, 5, 6})).without_empty_columns()
+    return Table(heads, tuple(cells), frozenset({3, 5, 6, 7})).without_empty_columns()
 
 
 def comparison_table(sweep: SweepConfig, compared: Sequence[Comparison]) -> Table:

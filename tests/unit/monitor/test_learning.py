@@ -191,6 +191,7 @@ def test_what_blows_up_is_a_collapse(curves: dict[str, Curve], told: str) -> Non
         ({"critic__reward__max": lambda _: 0.66}, "at its ceiling, no rollout got more than 0.66", "harder tasks"),
         ({"actor__published_change__share": lambda _: 0.0004}, "0.04% of the weights that engines read", "trainer.optim.lr"),
         ({"actor__update_ratio": lambda _: 2e-8}, "a step moves the weights by 2e-08 of their norm", "trainer.optim.lr"),
+        ({"actor__update_ratio": lambda _: 0.2}, "by 20% of their norm", "lower trainer.optim.lr"),
         ({"actor__grad_clipped__share": lambda _: 0.98}, "clipping leaves 2.0%", "max_grad_norm"),
         (
             {"actor__rewarded_logprob_change": lambda s: -2e-3 + 1e-3 * math.sin(s)},

@@ -128,6 +128,8 @@ def test_the_status_tells_result_and_best_and_marks_what_is_no_result_yet():
     assert table.rows[0] == ("a-s0", "complete", "29/29", "70.00 ± 1.22", "71.00 ± 1.22 (20)", "73.77", "")
     assert table.rows[1][1:4] == ("ended early", "20/29", "50.00 ± 1.22 @29")
     assert table.rows[1][-1] == "step 20 of 29 (2 starts)"
+    judged = status_table(sweep, [row("a", 0, 0.7), replace(early, verdict="flat")])
+    assert [cells[judged.heads.index("verdict")] for cells in judged.rows] == ["", "flat"]
     assert (
         "reference, full" in status_table(sweep.model_copy(update={"overlays": [Path("short.toml")]}), [row("a", 0, 0.7)]).heads
     )

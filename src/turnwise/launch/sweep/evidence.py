@@ -2,12 +2,14 @@
 
 import tomllib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from turnwise.config import ConfigError
 from turnwise.config.files import read_toml
 from turnwise.launch.run_folder import holds_run
+from turnwise.monitor import judge_metrics
 from turnwise.report import load_metrics
 from turnwise.report.run import Metrics
 from turnwise.transport import Control, RunDir
@@ -30,6 +32,11 @@ class Evidence:
         """The last optimiser step on record."""
         trained = (step for step, values in self.metrics.items() if any(not name.startswith("val-") for name in values))
         return max(trained, default=0)
+
+    @cached_property
+    def verdict(self) -> str:
+        """Whether the run learns, in a word; empty before its first step."""
+        return str(judge_metrics(self.metrics).state) if self.step else ""
 
     @property
     def complete(self) -> bool:

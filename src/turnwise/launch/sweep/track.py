@@ -86,6 +86,7 @@ class Track:
             ended=attempts.ended,
             attempts=attempts.count,
             gpus=attempts.gpus,
+            verdict=evidence.verdict,
         )
 
     def _judge(self, evidence: Evidence) -> None:

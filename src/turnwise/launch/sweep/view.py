@@ -23,6 +23,7 @@ COLOURS = {
     RunState.FAILED: "bold red",
 }
 WIDE = 150  # columns of a terminal that shows what each run is, too
+MEDIUM = 100  # and of one that shows whether it learns
 SIGN_OF_LIFE_S = 60.0  # between two lines about the same runs
 
 
@@ -72,7 +73,7 @@ class TableView:
 def render(sweep: SweepConfig, rows: Sequence[SweepRow], width: int) -> Group:
     """The state as a table for `width` columns, remarks below it."""
     content = status_table(sweep, rows)
-    left_out = {"remark"} if width >= WIDE else {"remark", "what"}
+    left_out = {"remark"} if width >= WIDE else {"remark", "what"} if width >= MEDIUM else {"remark", "what", "verdict"}
     shown = [at for at, head in enumerate(content.heads) if head not in left_out]
     table = Table(title=sweep.name, title_justify="left")
     for at in shown:

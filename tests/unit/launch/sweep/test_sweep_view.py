@@ -1,14 +1,17 @@
 """What the user sees of a sweep: a table for the width there is, or lines."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from support.planted_run import plant_run
 from support.sweeps import Fakes
 from turnwise.cli.turnwise import run_command
 from turnwise.config.sweep import SweepConfig
+from turnwise.launch.sweep.evidence import gather
 from turnwise.launch.sweep.view import SIGN_OF_LIFE_S, LineView, TableView, render
 from turnwise.launch.terminal import TerminalConsole
 from turnwise.report.sweep import RunState, Score, SweepRow
@@ -29,13 +32,20 @@ def drawn(width: int, *rows: SweepRow) -> str:
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_table_fits_and_says_who_is_where(width: int):
-    text = drawn(width, RUNNING, DONE, EARLY)
+    text = drawn(width, replace(RUNNING, verdict="collapsing"), DONE, EARLY)
     assert max(map(len, text.splitlines())) <= width
     for expected in ("12/58", "running", "complete", "e6b-s2: step 40 of 58, exit code 1 (2 starts)", "Ctrl-C: stop"):
         assert expected in text
     assert ("MXFP4, LoRA, AQN" in text) == (width == 160)
+    assert ("collapsing" in text) == (width > 80)
     assert "73.24 ± 1.22" in drawn(160, DONE)
     assert "Ctrl-C" not in drawn(width, DONE)
+
+
+def test_the_verdict_is_that_of_the_runs_metrics(tmp_path: Path):
+    assert gather(plant_run(tmp_path / "run")).verdict == "learning"
+    assert gather(plant_run(tmp_path / "flat", components={"win": lambda x: 0.5})).verdict == "flat"
+    assert gather(tmp_path / "none").verdict == ""
 
 
 def test_lines_are_told_once_and_life_is_shown_now_and_then():
