@@ -11,7 +11,7 @@ from turnwise.config import StopConfig
 from turnwise.monitor.expressions import Expression
 from turnwise.monitor.facts import REWARD
 from turnwise.monitor.history import History, numbers
-from turnwise.monitor.learning import Learning, LearningWatch, State
+from turnwise.monitor.learning import CODES, STATE, Learning, LearningWatch, State
 
 COLLAPSE = "collapse"
 
@@ -50,6 +50,7 @@ class Conditions:
         self._watch = LearningWatch()
         self._best: float = -math.inf  # best running mean of the reward so far, and its step
         self._best_step = 0
+        self._collapsing_since: int | None = None  # first step of those in a row at which the verdict was so
 
     @property
     def learning(self) -> Learning:
@@ -62,7 +63,8 @@ class Conditions:
         Success is returned once, at the first step where it holds; an abort at every step where it holds.
         """
         seen = len(self.warnings)
-        verdict = self._judge(step, metrics)
+        self._watch.record(step, metrics)
+        verdict = self._judge(step, {**metrics, **self.learning.metrics()})
         for _, text in self.warnings[seen:]:
             logger.warning("step %d: %s", step, text)
         return verdict
@@ -71,19 +73,18 @@ class Conditions:
         """Restore the state from the lines of metrics.jsonl at a resume; what they led to is not reported again."""
         for line in lines:
             record: Mapping[str, Any] = line if isinstance(line, Mapping) else json.loads(line)
-            self._judge(int(record["step"]), numbers(record), replayed=True)
-        if self.learning.state is State.COLLAPSING:
-            self._troubles.add(COLLAPSE)
+            metrics = numbers(record)
+            self._watch.record(int(record["step"]), metrics)
+            self._judge(int(record["step"]), metrics)
 
-    def _judge(self, step: int, metrics: Mapping[str, float], *, replayed: bool = False) -> Verdict | None:
-        self._watch.record(step, metrics)
-        self._record(step, metrics if replayed else {**metrics, **self.learning.metrics()})
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
+        self._record(step, metrics)
         if self._success and self.first_success is None and self._success.holds(self._history):
             self.first_success = step
             return Verdict("success", f"success_when holds from step {step}: {self._success.text}")
         if self._abort and self._abort.holds(self._history):
             return Verdict("abort", f"abort_when holds at step {step}: {self._abort.text}")
-        fresh = self._fresh_troubles(step, replayed=replayed)
+        fresh = self._fresh_troubles(step)
         if fresh and self.stop.on_stuck == "stop":
             return Verdict("abort", "; ".join(fresh))
         self.warnings += [(step, text) for text in fresh + self._missing_metrics(step)]
@@ -97,10 +98,13 @@ class Conditions:
         mean = self._history.running_mean(REWARD)
         if mean is not None and mean > self._best:
             self._best, self._best_step = mean, step
+        if STATE in metrics or REWARD in metrics:  # a line of an evaluation alone, read again, has no verdict
+            collapsing = metrics.get(STATE) == CODES[State.COLLAPSING]
+            self._collapsing_since = (self._collapsing_since or step) if collapsing else None
 
-    def _fresh_troubles(self, step: int, *, replayed: bool) -> list[str]:
+    def _fresh_troubles(self, step: int) -> list[str]:
         """Troubles of this step that were not there at the last one."""
-        found = {"stuck": self._stuck(step), COLLAPSE: None if replayed else self._collapse()}
+        found = {"stuck": self._stuck(step), COLLAPSE: self._collapse(step)}
         fresh = [text for name, text in found.items() if text is not None and name not in self._troubles]
         passed = self.learning.state is State.LEARNING if COLLAPSE in self._troubles else True
         self._troubles = {name for name, text in found.items() if text is not None} | (set() if passed else {COLLAPSE})
@@ -114,9 +118,11 @@ class Conditions:
             f"for {self.stop.patience} steps; see the warnings of report.md, or raise stop.patience"
         )
 
-    def _collapse(self) -> str | None:
-        verdict = self.learning
-        return f"{verdict}; {verdict.remedy}" if verdict.state is State.COLLAPSING else None
+    def _collapse(self, step: int) -> str | None:
+        """The verdict, once it has stood for `window` steps: noise alone may bring it about for a few."""
+        if self._collapsing_since is None or step - self._collapsing_since + 1 < self.stop.window:
+            return None
+        return f"{self.learning}; {self.learning.remedy}"
 
     def _missing_metrics(self, step: int) -> list[str]:
         if step < self.stop.window or self._names_checked:

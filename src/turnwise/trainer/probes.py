@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from turnwise.kernels.mxfp4.layer import MXFP4Linear
+from turnwise.kernels.mxfp4.ops import dequantize
+from turnwise.kernels.mxfp4.sharded import PackedWeight, ShardedMXFP4Linear
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.optim import global_norm
@@ -40,12 +42,10 @@ class Movement:
 
     def __init__(self, policy: nn.Module, trained: Sequence[nn.Parameter], *, adapter: bool) -> None:
         layers = [module for module in policy.modules() if isinstance(module, LoraLinear)] if adapter else []
-        chosen = random.Random(0).sample(layers, min(LAYERS, len(layers)))
-        weights = [(layer, weight) for layer in chosen if (weight := base_weight(layer)) is not None]
-        self.layers = [layer for layer, _ in weights]
+        self.layers = random.Random(0).sample(layers, min(LAYERS, len(layers)))
         self.adapter = adapter
         if adapter:
-            self.norm = math.hypot(*(float(torch.linalg.vector_norm(weight.float())) for _, weight in weights))
+            self.norm = math.hypot(*map(weight_norm, self.layers))
         else:
             self.norm = global_norm(trained, copies=fsdp.copies(trained[0])) if trained else 0.0
         self._before: list[_Adapted] = []
@@ -55,7 +55,7 @@ class Movement:
         self._before = [_Adapted(layer, _copy(layer.lora_A), _copy(layer.lora_B)) for layer in self.layers]
 
     def ratio(self, update_norm: float) -> float | None:
-        """Of the step since `begin`; None where nothing is known of the weights, as under packed and sharded ones.
+        """Of the step since `begin`; None where there are no weights, or nothing but zeros.
 
         Args:
             update_norm: of all trained parameters.
@@ -83,13 +83,18 @@ def _change(before: _Adapted) -> float:
     return before.layer.scale * math.sqrt(max(0.0, float(square)))
 
 
-def base_weight(layer: LoraLinear) -> Tensor | None:
-    """The whole weight under an adapter, decoded where it is packed; None where packed weights are sharded. A collective."""
-    if type(layer.base) is MXFP4Linear:
-        return layer.base.dequantize()
-    if isinstance(layer.base, MXFP4Linear):
-        return None
-    return fsdp.full(layer.base.weight)
+def weight_norm(layer: LoraLinear) -> float:
+    """Norm of the weight under an adapter, packed or not, sharded or not; a collective."""
+    base = layer.base
+    if isinstance(base, ShardedMXFP4Linear):
+        mine = fsdp.local(base.weight)
+        assert isinstance(mine, PackedWeight)
+        held, copies = dequantize(mine.packed, mine.scales, torch.float32), fsdp.copies(base.weight)
+    elif isinstance(base, MXFP4Linear):
+        held, copies = base.dequantize(torch.float32), fsdp.world_size()
+    else:
+        held, copies = base.weight.detach(), fsdp.copies(base.weight)
+    return global_norm([held], copies=copies)
 
 
 class PublishedChange:

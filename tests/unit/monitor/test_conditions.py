@@ -117,7 +117,7 @@ def test_entropy_near_zero_is_a_collapse() -> None:
     conditions = Conditions(StopConfig(window=3))
     feed(conditions, [0.5] * 10, entropy=0.3)
     assert conditions.warnings == []
-    for step in range(11, 20):
+    for step in range(11, 22):
         conditions.update(step, {REWARD: 0.5, ENTROPY: 0.001})
     assert [text.split(",")[0] for _, text in conditions.warnings] == ["collapsing: entropy fell from 0.3 to 0.001 nats a token"]
 
@@ -147,9 +147,20 @@ def test_replay_restores_the_state_without_repeating_verdicts() -> None:
 
 def test_a_collapse_that_was_told_before_a_resume_is_not_told_again() -> None:
     rewards = [1.0 - 0.02 * step for step in range(60)]
-    resumed = Conditions(StopConfig(window=5))
-    resumed.replay({"step": step, REWARD: reward} for step, reward in enumerate(rewards[:50], 1))
+    straight, resumed = Conditions(StopConfig(window=5)), Conditions(StopConfig(window=5))
+    lines: list[dict[str, float]] = []
+    for step, reward in enumerate(rewards, 1):
+        straight.update(step, {REWARD: reward})
+        lines.append({"step": step, REWARD: reward, **straight.learning.metrics()})
+    resumed.replay(lines[:50])
     assert resumed.learning.state is State.COLLAPSING
     for step, reward in enumerate(rewards[50:], start=51):
         resumed.update(step, {REWARD: reward})
-    assert resumed.warnings == []
+    assert resumed.warnings == straight.warnings != []
+
+
+def test_a_collapse_counts_once_it_has_stood_for_a_window() -> None:
+    for window in (4, 9):
+        conditions = Conditions(StopConfig(window=window))
+        feed(conditions, [1.0 - 0.02 * step for step in range(60)])
+        assert [step for step, _ in conditions.warnings] == [17 + window]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from turnwise.diagnose.probe_report import Counted, Merged, Update
 from turnwise.diagnose.probing.tensors import host_copies
+from turnwise.kernels.mxfp4.layer import MXFP4Linear
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora_layer import LoraLinear
 from turnwise.trainer.optim import learning_rate
-from turnwise.trainer.probes import base_weight
 from turnwise.trainer.publish import engine_dtype
 from turnwise.trainer.step import Learner
 
@@ -132,7 +132,7 @@ def _merged(learner: Learner) -> Merged | None:
     ratios: list[float] = []
     changed = weights = 0
     for layer in layers[:: max(1, len(layers) // MERGED_LAYERS)][:MERGED_LAYERS]:
-        base = base_weight(layer)
+        base = _base_weight(layer)
         if base is None:
             continue
         delta = layer.scale * (fsdp.full(layer.lora_B) @ fsdp.full(layer.lora_A))
@@ -141,3 +141,11 @@ def _merged(learner: Learner) -> Merged | None:
         weights += base.numel()
     return Merged(sorted(ratios)[len(ratios) // 2], changed, weights) if ratios else None
 
+
+def _base_weight(layer: LoraLinear) -> Tensor | None:
+    """The whole weight under an adapter, decoded where it is packed; None where packed weights are sharded."""
+    if type(layer.base) is MXFP4Linear:
+        return layer.base.dequantize()
+    if isinstance(layer.base, MXFP4Linear):
+        return None
+    return fsdp.full(layer.base.weight)
