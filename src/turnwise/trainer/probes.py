@@ -43,7 +43,6 @@ class Movement:
     def __init__(self, policy: nn.Module, trained: Sequence[nn.Parameter], *, adapter: bool) -> None:
         layers = [module for module in policy.modules() if isinstance(module, LoraLinear)] if adapter else []
         self.layers = random.Random(0).sample(layers, min(LAYERS, len(layers)))
-        self.adapter = adapter
         if adapter:
             self.norm = math.hypot(*map(weight_norm, self.layers))
         else:
@@ -62,8 +61,9 @@ class Movement:
         """
         if self.norm == 0:
             return None
-        moved = math.hypot(*map(_change, self._before)) if self.adapter else update_norm
+        squares = [_squared_change(one) for one in self._before]
         self._before = []
+        moved = math.sqrt(float(torch.stack(squares).sum())) if squares else update_norm
         return moved / self.norm
 
 
@@ -71,16 +71,15 @@ def _copy(parameter: Tensor) -> Tensor:
     return fsdp.full(parameter).clone()
 
 
-def _change(before: _Adapted) -> float:
-    """Norm of the change of scale * B A = scale * (dB A' + B dA), from products with the rank as both dimensions.
+def _squared_change(before: _Adapted) -> Tensor:
+    """Squared norm of the change of scale * B A = scale * (dB A' + B dA), from products with the rank as both dimensions.
 
     |U V|^2 = sum of (U^T U) * (V V^T), and the two terms keep the digits that a difference of products would lose.
     """
     a, b = fsdp.full(before.layer.lora_A), fsdp.full(before.layer.lora_B)
     u = torch.cat([b - before.b, before.b], dim=1).double()
     v = torch.cat([a, a - before.a]).double()
-    square = ((u.T @ u) * (v @ v.T)).sum()
-    return before.layer.scale * math.sqrt(max(0.0, float(square)))
+    return before.layer.scale**2 * ((u.T @ u) * (v @ v.T)).sum().clamp(min=0)
 
 
 def weight_norm(layer: LoraLinear) -> float:
