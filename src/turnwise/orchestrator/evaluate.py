@@ -102,16 +102,20 @@ class Evaluator:
 
 
 def eval_metrics(env: str, rollouts: Sequence[Rollout]) -> Metrics:
-    """Means with standard errors over tasks; errored rollouts are counted and enter no mean."""
+    """Means with standard errors over tasks; errored rollouts are counted and enter no mean.
+
+    A reward component that a rollout did not earn is 0 there, as in training; a metric that it does not report is left out.
+    """
     valid = [rollout for rollout in rollouts if rollout.ok]
     core, aux = f"val-core/{env}", f"val-aux/{env}"
     metrics: Metrics = {f"{aux}/errored/count": float(len(rollouts) - len(valid)), f"{aux}/rollouts/count": float(len(valid))}
     if not valid:
         return metrics
     metrics |= _estimate(f"{core}/reward", valid, [rollout.reward for rollout in valid])
-    names = sorted({name for rollout in valid for name in (*rollout.components, *rollout.metrics)})
-    for name in names:
-        told = [(r, r.metrics[name] if name in r.metrics else r.components.get(name)) for r in valid]
+    components = {name for rollout in valid for name in rollout.components}
+    for name in sorted(components.union(*(rollout.metrics for rollout in valid))):
+        absent = 0.0 if name in components else None
+        told = [(r, r.metrics[name] if name in r.metrics else r.components.get(name, absent)) for r in valid]
         known = [(rollout, value) for rollout, value in told if value is not None]
         place = f"{core}/acc" if name == "acc" else f"{aux}/{name}"
         metrics |= _estimate(place, [rollout for rollout, _ in known], [value for _, value in known])

@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.fake_trainer import publish
-from support.rollouts import ECHO, make_rollout
+from support.rollouts import ECHO, make_rollout, make_turn
 from support.scripted_engine import ScriptedEngine
 from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
@@ -42,9 +43,19 @@ def test_errored_rollouts_are_counted_and_enter_no_mean():
     assert eval_metrics("echo", [make_rollout(error="boom")])["val-aux/echo/rollouts/count"] == 0.0
 
 
-def test_accuracy_is_a_core_metric():
-    from dataclasses import replace
+def test_a_component_that_was_not_earned_counts_as_nothing_and_a_metric_that_was_not_told_is_left_out():
+    earned = [{"citation": 0.5}, {}, {}, {}]
+    told = [{"guesses": 4.0}, {"guesses": 2.0}, {}, {}]
+    rollouts = [
+        replace(make_rollout(task=str(i)), turns=(make_turn([1], [2], components=components),), metrics=metrics)
+        for i, (components, metrics) in enumerate(zip(earned, told, strict=True))
+    ]
+    metrics = eval_metrics("echo", rollouts)
+    assert metrics["val-aux/echo/citation/mean"] == 0.125
+    assert metrics["val-aux/echo/guesses/mean"] == 3.0
 
+
+def test_accuracy_is_a_core_metric():
     rollouts = [replace(make_rollout(-1.0), metrics={"acc": 1.0}), replace(make_rollout(-2.0), metrics={"acc": 0.0})]
     metrics = eval_metrics("gsm8k", rollouts)
     assert metrics["val-core/gsm8k/acc/mean"] == 0.5
