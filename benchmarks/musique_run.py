@@ -1,7 +1,7 @@
-"""A MuSiQue run: the picture of its reward components, and what its rollouts did with the tools, in thirds of the run.
+"""What the rollouts of a MuSiQue run did with the tools, and what paid, in thirds of the run.
 
     rl @ configs/musique/base.toml @ configs/musique/cpu.toml
-    .venv/bin/python benchmarks/musique_run.py outputs/musique-cpu --out docs/images/musique.png
+    .venv/bin/python benchmarks/musique_run.py outputs/musique-cpu
 
 "Samples a rollout" is 1 where every turn's prompt began with the prompt and the reply before it, token by token: a rollout that
 was rendered anew would go on as a second sample.
@@ -15,19 +15,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from turnwise.report import plot_seeds
-
-CURVES = [
-    "critic/reward/mean",
-    "reward/support_found/mean",
-    "reward/format/mean",
-    "reward/citation/mean",
-    "reward/answer_f1/mean",
-    "tool_calls/count/mean",
-    "tool_calls/malformed/share",
-    "env/answered/mean",
-    "response_length/mean",
-]
 COMPONENTS = ("support_found", "citation", "answer_f1", "format", "useless_call")
 
 
@@ -75,10 +62,7 @@ def table(steps: dict[int, list[dict[str, Any]]], parts: int = 3) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of musique")
-    parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
-    arguments = parser.parse_args()
-    plot_seeds([arguments.run], CURVES, arguments.out)
-    print(table(trained_on(arguments.run)))
+    print(table(trained_on(parser.parse_args().run)))
 
 
 if __name__ == "__main__":
