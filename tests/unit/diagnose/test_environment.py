@@ -55,11 +55,11 @@ def test_an_environment_that_raises_fails_with_the_place(where: str, what: str, 
 
 
 def test_an_environment_that_hangs_fails_at_its_time_limit(tmp_path: Path):
+    faulty_envs.release.clear()  # other tests leave it set
     try:
         found = look(tmp_path, FAULTY, args={"where": "step", "what": "hang"}, timeout_s=1.0)
     finally:
         faulty_envs.release.set()
-        faulty_envs.release.clear()
     assert found.verdict is Verdict.FAIL
     assert "does not answer within orchestrator.env.timeout_s = 1 s" in found.evidence
 
