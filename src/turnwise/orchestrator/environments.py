@@ -94,7 +94,7 @@ def load_setups(
         ValueError: an environment cannot be made, has no task in `split`, has a component named `overlong`, or
             `reward.weights` names one that it does not have.
     """
-    names = _names(configs)
+    names = env_names(configs)
     found = [_load(name, config, split) for name, config in zip(names, configs, strict=True)]
     return [replace(setup, containers=containers, wait_s=wait_s) if setup.uses_containers else setup for setup in found]
 
@@ -131,7 +131,8 @@ def _tools(env: TextEnv, env_id: str) -> tuple[Tool, ...]:
     return tuple(env.tools)
 
 
-def _names(configs: Sequence[EnvConfig]) -> list[str]:
+def env_names(configs: Sequence[EnvConfig]) -> list[str]:
+    """What rollouts and metrics call each environment: the configured name or its id without the module, numbered where twice."""
     names: list[str] = []
     for config in configs:
         base = config.name or config.id.rpartition(":")[2]

@@ -12,6 +12,7 @@ from turnwise.config.differences import Difference, differences, leaves, shown
 from turnwise.envs import make
 from turnwise.envs.rewards import compose
 from turnwise.monitor.estimate import OverSeeds, over_tasks
+from turnwise.orchestrator.environments import env_names
 from turnwise.report.changes import Change
 from turnwise.report.run import Run, rollouts_of
 
@@ -64,7 +65,7 @@ class RewardRule:
         """
         orchestrator = config.get("orchestrator", {})
         tables = [EnvConfig.model_validate(table) for table in orchestrator.get("eval_env") or orchestrator.get("env", [])]
-        envs = {table.name or table.id.rpartition(":")[2]: table for table in tables}
+        envs = dict(zip(env_names(tables), tables, strict=True))
         return cls(envs, {name: frozenset(make(table.id, table.args).outcome_components) for name, table in envs.items()})
 
     def of_rollout(self, rollout: Mapping[str, Any]) -> float | None:
