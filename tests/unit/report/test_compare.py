@@ -9,7 +9,7 @@ import pytest
 from turnwise.cli.turnwise import run_command
 from turnwise.config.files import dump_toml, merge
 from turnwise.config.root import RLConfig
-from turnwise.report.compare import Arm, arms_of, changes_against, differing
+from turnwise.report.compare import Arm, RewardRule, arms_of, changes_against, differing
 from turnwise.report.compare_page import write_compared
 
 WIN = "val-aux/wordle/win"
@@ -118,3 +118,9 @@ def test_the_command_prints_the_tables_or_the_numbers(four: list[Path], tmp_path
     assert "comparison.png" in shown
     assert run_command([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arms"][0]["name"] == "all"
+
+
+def test_two_tables_of_one_environment_are_paid_each_by_its_own():
+    tables = [{"id": "wordle"}, {"id": "wordle", "reward": {"weights": {"win": 3.0}}}]
+    rule = RewardRule.of({"orchestrator": {"env": tables}})
+    assert [rule.of_rollout({"env": name, "components": {"win": 1.0}}) for name in ("wordle", "wordle-2")] == [1.0, 3.0]
