@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -37,20 +38,25 @@ class Movement:
 
     Of an adapter that is the change of scale * B A against the weights under it, so that adapters and full fine-tuning are told
     by one measure. An adapter's own norm is none: B begins at 0, and A's values do not matter by themselves. Every method is a
-    collective.
+    collective, and making one is none.
     """
 
     def __init__(self, policy: nn.Module, trained: Sequence[nn.Parameter], *, adapter: bool) -> None:
         layers = [module for module in policy.modules() if isinstance(module, LoraLinear)] if adapter else []
         self.layers = random.Random(0).sample(layers, min(LAYERS, len(layers)))
-        if adapter:
-            self.norm = math.hypot(*map(weight_norm, self.layers))
-        else:
-            self.norm = global_norm(trained, copies=fsdp.copies(trained[0])) if trained else 0.0
+        self.trained, self.adapter = trained, adapter
         self._before: list[_Adapted] = []
+
+    @cached_property
+    def norm(self) -> float:
+        """Of the weights before the first step; not taken when a learner is made, which one rank may do alone."""
+        if self.adapter:
+            return math.hypot(*map(weight_norm, self.layers))
+        return global_norm(self.trained, copies=fsdp.copies(self.trained[0])) if self.trained else 0.0
 
     def begin(self) -> None:
         """Keep what the step is measured against."""
+        self.norm  # noqa: B018 - before the step changes the weights
         self._before = [_Adapted(layer, _copy(layer.lora_A), _copy(layer.lora_B)) for layer in self.layers]
 
     def ratio(self, update_norm: float) -> float | None:
