@@ -51,8 +51,13 @@ def distance(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> fl
 
 def global_norm(tensors: Iterable[Tensor], *, copies: int) -> float:
     """L2 norm over tensors of which `copies` ranks each hold the same part, summed in float64; a collective."""
+    return norm_over_ranks(square_sum(tensors), copies)
+
+
+def square_sum(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum of the squares of this rank's elements, in float64; no collective."""
     squares = [torch.linalg.vector_norm(chunk, dtype=torch.float64).square() for chunk in _chunks(tensors)]
-    return norm_over_ranks(torch.stack(squares).sum() if squares else torch.zeros(()), copies)
+    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from turnwise.kernels.mxfp4.ops import dequantize
 from turnwise.kernels.mxfp4.sharded import PackedWeight, ShardedMXFP4Linear
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora_layer import LoraLinear
-from turnwise.trainer.optim import global_norm
+from turnwise.trainer.optim import global_norm, norm_over_ranks, square_sum
 
 LAYERS = 16  # of those with an adapter, that are looked at
 STRIDE = 257  # every so many published elements one is looked at: a prime, so that all columns of a matrix have their turn
@@ -44,19 +44,19 @@ class Movement:
     def __init__(self, policy: nn.Module, trained: Sequence[nn.Parameter], *, adapter: bool) -> None:
         layers = [module for module in policy.modules() if isinstance(module, LoraLinear)] if adapter else []
         self.layers = random.Random(0).sample(layers, min(LAYERS, len(layers)))
-        self.trained, self.adapter = trained, adapter
+        self.copies = fsdp.copies(trained[0]) if trained else 1
+        self._square_sum = None if adapter else square_sum(trained)  # now: a checkpoint that is read later changes the weights
         self._before: list[_Adapted] = []
 
     @cached_property
     def norm(self) -> float:
-        """Of the weights before the first step; not taken when a learner is made, which one rank may do alone."""
-        if self.adapter:
+        """Of the weights that the run began with. Summed over ranks when first asked for: one rank alone may make a learner."""
+        if self._square_sum is None:
             return math.hypot(*map(weight_norm, self.layers))
-        return global_norm(self.trained, copies=fsdp.copies(self.trained[0])) if self.trained else 0.0
+        return norm_over_ranks(self._square_sum, self.copies)
 
     def begin(self) -> None:
         """Keep what the step is measured against."""
-        self.norm  # noqa: B018 - before the step changes the weights
         self._before = [_Adapted(layer, _copy(layer.lora_A), _copy(layer.lora_B)) for layer in self.layers]
 
     def ratio(self, update_norm: float) -> float | None:

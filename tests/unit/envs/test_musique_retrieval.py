@@ -1,10 +1,14 @@
 """Search: order, bounds, and one index whatever number of threads asks."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -132,3 +136,24 @@ def test_building_and_searching_print_nothing(capfd: pytest.CaptureFixture[str],
     Corpus(PARAGRAPHS).search("river", 3)
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if re.match("bm25s", record.name)]
+
+
+def test_a_jax_that_is_installed_is_not_imported(tmp_path: Path) -> None:
+    """On a machine with GPUs an operation of JAX would take three quarters of one."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise AssertionError('jax was imported')\n")
+    program = (
+        "import sys\n"
+        "from turnwise.envs.musique.retrieval import Corpus, Paragraph\n"
+        "assert Corpus([Paragraph('Rome', 'A city on seven hills.')]).search('hills', 1)\n"
+        "assert 'jax' not in sys.modules\n"
+        "try:\n"
+        "    import jax\n"
+        "except AssertionError:\n"
+        "    print('jax is there for others')\n"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    child = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (child.stdout, child.returncode) == ("jax is there for others\n", 0), child.stderr

@@ -1,17 +1,22 @@
 """BM25 over paragraphs. An index is built once in a process, whatever number of environments and threads ask for it."""
 
+import importlib
 import logging
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
 MAX_QUERY_CHARACTERS = 500  # a question has 100; scoring takes time for each word
 CACHED_INDICES = 512  # of one question each, about 0.1 MB: more questions than are ever in flight
+
+_IMPORTING = threading.Lock()
 
 Value = TypeVar("Value")
 
@@ -100,19 +105,35 @@ def question_corpus(paragraphs: tuple[Paragraph, ...]) -> Corpus:
     return QUESTIONS.get(paragraphs, lambda: Corpus(paragraphs))
 
 
-def _words(text: str) -> list[str]:
-    import bm25s  # late: most environments do without
+def _bm25s() -> Any:
+    """The library, imported late, since most environments do without, and without JAX.
 
-    words = bm25s.tokenize([text], stopwords="english", return_ids=False, show_progress=False)
+    Where JAX is installed bm25s runs an operation with it on import, and JAX takes three quarters of a GPU's memory for itself:
+    an engine that starts a moment later finds none. Nothing here uses that path.
+    """
+    with _IMPORTING:
+        if "bm25s" not in sys.modules:
+            loaded = sys.modules.get("jax")
+            sys.modules["jax"] = cast(ModuleType, None)  # `import jax` is an ImportError then
+            try:
+                importlib.import_module("bm25s")
+            finally:
+                del sys.modules["jax"]
+                if loaded is not None:
+                    sys.modules["jax"] = loaded
+        return sys.modules["bm25s"]
+
+
+def _words(text: str) -> list[str]:
+    words = _bm25s().tokenize([text], stopwords="english", return_ids=False, show_progress=False)
     return cast(list[list[str]], words)[0]
 
 
 def _index(texts: list[str]) -> Any:
     """The BM25 index, or None where no text has a word."""
-    import bm25s
-
+    bm25s = _bm25s()
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG and tells of every index
-    tokens = cast(bm25s.tokenization.Tokenized, bm25s.tokenize(texts, stopwords="english", show_progress=False))
+    tokens = bm25s.tokenize(texts, stopwords="english", show_progress=False)
     if not tokens.vocab:
         return None
     index = bm25s.BM25(method="lucene", backend="numpy")
