@@ -1,4 +1,5 @@
-"""Names of environments: ours, those registered in code, those of installed packages, and `package.module:Class`."""
+"""Names of environments: ours, those registered in code, those of installed packages, `package.module:Class`, and `SCHEME:NAME`
+for an environment of another framework, which an adapter makes one of ours."""
 
 import importlib
 import inspect
@@ -30,6 +31,7 @@ class Registration:
 
 
 _REGISTRATIONS: dict[str, Registration] = {}
+ADAPTERS: dict[str, str] = {}  # scheme -> class of `turnwise.adapters`, whose argument `source` is what follows the colon
 
 
 def register(name: str, target: str, *, description: str | None = None, **defaults: Any) -> None:
@@ -79,7 +81,7 @@ def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
     """Make an environment.
 
     Args:
-        env_id: a registered name, or `package.module:Class`.
+        env_id: a registered name, `package.module:Class`, or `SCHEME:NAME`.
         args: keyword arguments of the environment.
 
     Raises:
@@ -99,6 +101,9 @@ def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
 
 
 def _find(env_id: str) -> Registration:
+    scheme, colon, source = env_id.partition(":")
+    if colon and scheme in ADAPTERS:
+        return Registration(ADAPTERS[scheme], defaults={"source": source})
     if _is_target(env_id):
         return Registration(env_id)
     if env_id not in _REGISTRATIONS:

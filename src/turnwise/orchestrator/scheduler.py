@@ -43,6 +43,11 @@ class OpenGroup:
     tasks: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
     broken_off: bool = False
 
+    @property
+    def finished(self) -> bool:
+        """Whether every rollout is there. The task of the last one may still be about to end."""
+        return all(rollout is not None for rollout in self.rollouts)
+
 
 class Scheduler:
     """Issues groups and collects them when all their rollouts are done, whichever is done first.
@@ -115,7 +120,7 @@ class Scheduler:
 
     def drop_older_than(self, version: int) -> list[FinishedGroup]:
         """Break off groups in progress that began with a policy older than `version`: nobody could train on them any more."""
-        stale = [g for g in self.open.values() if g.tasks and g.oldest_version is not None and g.oldest_version < version]
+        stale = [g for g in self.open.values() if not g.finished and g.oldest_version is not None and g.oldest_version < version]
         for group in stale:
             group.broken_off = True
             for task in list(group.tasks):
@@ -163,7 +168,7 @@ class Scheduler:
                     group.rollouts[index] = rollout
                     break
             group.failed.append(rollout)
-        if all(rollout is not None for rollout in group.rollouts):
+        if group.finished:
             self._took(self.now() - group.began)
             self.finished.put_nowait(_finish(group))
 
@@ -179,7 +184,7 @@ class Scheduler:
         if self._late_after is None:
             return 0
         since = self.now() - self._late_after
-        late = sum(bool(group.tasks) and group.began < since for group in self.open.values())
+        late = sum(not group.finished and group.began < since for group in self.open.values() if group.tasks)
         return min(late, max(1, self.config.batch_size // self.config.rollouts_per_example // LATE_SHARE))
 
     def _ended(self, group: OpenGroup, task: "asyncio.Task[None]") -> None:

@@ -291,6 +291,20 @@ async def test_groups_that_began_with_a_policy_too_old_are_broken_off_and_make_r
         scheduler.close()
 
 
+async def test_a_group_whose_last_rollout_is_about_to_end_its_task_is_finished_and_not_dropped():
+    async def play(spec: RolloutSpec) -> Rollout:
+        return make_rollout(0.0, group=spec.group_id, index=int(spec.rollout_id[-1]))
+
+    async with asyncio.TaskGroup() as group:
+        scheduler = make_scheduler(group, play)
+        scheduler.set_capacity(1)
+        finished = await scheduler.finished.get()  # resumes before the done callback of the last task
+        assert scheduler.open[0].tasks
+        assert scheduler.drop_older_than(1) == []
+        scheduler.settle(finished)
+        scheduler.close()
+
+
 async def test_a_resumed_run_issues_what_was_pending_first_and_repeats_its_seeds():
     games, before = Games(), Games()
     async with asyncio.TaskGroup() as group:
