@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from turnwise import __version__
 from turnwise.config import ConfigError
 from turnwise.config.files import Tables
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+"""`add_parser` of the subcommands: name and help, to the parser of one."""
 
 
 def main() -> None:
@@ -43,74 +46,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="turnwise", description="Beside training (`rl @ FILE`): environments, models, evaluation, reports."
     )
     parser.add_argument("--version", action="version", version=f"turnwise {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    envs = commands.add_parser("envs", help="list the environments that are installed")
-    envs.add_argument("--json", action="store_true", help="as JSON")
-    envs.set_defaults(run=_envs)
-
-    play = commands.add_parser(
-        "play", help="play an environment yourself", epilog="Arguments of the environment follow: --max_guesses 8"
-    )
-    play.add_argument("id", help="name, or package.module:Class")
-    play.add_argument("--seed", type=int, help="seed of the episode")
-    play.add_argument("--task", metavar="ID", help="the task, or the beginning of its id; drawn when not given")
-    play.set_defaults(run=_play)
-
-    model = commands.add_parser("model", help="prepare a model in the cache (smollm2-135m), or check a folder")
-    model.add_argument("name")
-    model.set_defaults(run=_model)
-
-    evaluate = commands.add_parser(
-        "eval", help="evaluate a checkpoint on held-out tasks", usage="turnwise eval @ FILE [--checkpoint DIR] [--flags]"
-    )
-    evaluate.add_argument("--checkpoint", type=Path, help="a checkpoints/step_N folder; the untrained model when not given")
-    evaluate.add_argument("--json", type=Path, help="also write the result to this file")
-    evaluate.set_defaults(run=_eval)
-
-    check = commands.add_parser(
-        "check",
-        help="find out before a run whether its configuration can learn",
-        usage="turnwise check @ FILE [--only NAME,NAME] [--rollouts N] [--json FILE] [--output DIR] [--flags of the run]",
-        epilog="Exit codes: 0 nothing failed, 1 something failed, 2 wrong configuration. docs/check.md",
-        allow_abbrev=False,
-    )
-    check.add_argument("--only", default="", metavar="NAME,NAME", help="these checks, and those that they need")
-    check.add_argument("--rollouts", type=int, metavar="N", help="rollouts that are played; two batches within bounds by default")
-    check.add_argument("--json", metavar="FILE", help="also write the results to this file; - for stdout")
-    check.add_argument("--output", type=Path, metavar="DIR", help="write check.json, check.md and logs there")
-    check.set_defaults(run=_check)
-
-    sweep = commands.add_parser(
-        "sweep",
-        help="make the runs of a sweep file, and compare them",
-        usage="turnwise sweep @ FILE [--seeds N] [--only ID,ID] [--dry-run [--json]] [--retry] [--plain] [--flags of every run]",
-        epilog="The same command goes on with a sweep that was interrupted, killed or cut off by a reboot. docs/sweeps.md",
-        allow_abbrev=False,
-    )
-    sweep.add_argument("--seeds", type=int, metavar="N", help="repeat each experiment with the seeds 0 to N - 1")
-    sweep.add_argument("--only", default="", metavar="ID,ID", help="these experiments alone")
-    sweep.add_argument("--output-dir", type=Path, metavar="DIR", help="folder of the sweep")
-    sweep.add_argument("--dry-run", action="store_true", help="print each run with its arithmetic; start nothing")
-    sweep.add_argument("--json", action="store_true", help="with --dry-run: as one JSON object")
-    sweep.add_argument("--retry", action="store_true", help="try again what has failed max_attempts times")
-    sweep.add_argument("--plain", action="store_true", help="lines instead of the live table")
-    sweep.set_defaults(run=_sweep)
-
-    compare = commands.add_parser(
-        "compare",
-        help="compare runs: what differs, curves over seeds, and what each earns by the other's reward",
-        epilog="Runs that differ by their seed alone are one arm; NAME=RUN puts a run into an arm by hand.",
-    )
-    compare.add_argument("runs", metavar="[NAME=]RUN", nargs="+", help="output folders of runs")
-    compare.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="where the pages go (comparison)")
-    compare.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
-    compare.set_defaults(run=_compare)
-
-    report = commands.add_parser("report", help="write report.md of a run")
-    report.add_argument("run_folder", metavar="RUN", type=Path, help="output folder of the run")
-    report.set_defaults(run=_report)
+    add = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser
+    for add_command in (_add_envs, _add_play, _add_model, _add_eval, _add_check, _add_sweep, _add_compare, _add_report):
+        add_command(add)
     return parser
+
+
+def _add_envs(add: AddCommand) -> None:
+    parser = add("envs", help="list the environments that are installed")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_envs)
 
 
 def _envs(options: argparse.Namespace, _rest: Sequence[str]) -> int:
@@ -124,6 +69,14 @@ def _envs(options: argparse.Namespace, _rest: Sequence[str]) -> int:
     for name, description in known.items():
         print(f"{name:<{width}}  {description}")
     return 0
+
+
+def _add_play(add: AddCommand) -> None:
+    parser = add("play", help="play an environment yourself", epilog="Arguments of the environment follow: --max_guesses 8")
+    parser.add_argument("id", help="name, or package.module:Class")
+    parser.add_argument("--seed", type=int, help="seed of the episode")
+    parser.add_argument("--task", metavar="ID", help="the task, or the beginning of its id; drawn when not given")
+    parser.set_defaults(run=_play)
 
 
 def _play(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -144,11 +97,26 @@ def _play(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _add_model(add: AddCommand) -> None:
+    parser = add("model", help="prepare a model in the cache (smollm2-135m), or check a folder")
+    parser.add_argument("name")
+    parser.set_defaults(run=_model)
+
+
 def _model(options: argparse.Namespace, _rest: Sequence[str]) -> int:
     from turnwise.launch.models import resolve_model
 
     print(resolve_model(options.name, lambda text: print(text, file=sys.stderr)))
     return 0
+
+
+def _add_eval(add: AddCommand) -> None:
+    parser = add(
+        "eval", help="evaluate a checkpoint on held-out tasks", usage="turnwise eval @ FILE [--checkpoint DIR] [--flags]"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoints/step_N folder; the untrained model when not given")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.set_defaults(run=_eval)
 
 
 def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -165,11 +133,46 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _add_check(add: AddCommand) -> None:
+    parser = add(
+        "check",
+        help="find out before a run whether its configuration can learn",
+        usage="turnwise check @ FILE [--only NAME,NAME] [--rollouts N] [--json FILE] [--output DIR] [--flags of the run]",
+        epilog="Exit codes: 0 nothing failed, 1 something failed, 2 wrong configuration. docs/check.md",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", default="", metavar="NAME,NAME", help="these checks, and those that they need")
+    parser.add_argument(
+        "--rollouts", type=int, metavar="N", help="rollouts that are played; two batches within bounds by default"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the results to this file; - for stdout")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json, check.md and logs there")
+    parser.set_defaults(run=_check)
+
+
 def _check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from turnwise.diagnose.command import CheckOptions, check_command
 
     only = tuple(filter(None, options.only.split(",")))
     return check_command(rest, CheckOptions(only, options.rollouts, options.json, options.output))
+
+
+def _add_sweep(add: AddCommand) -> None:
+    parser = add(
+        "sweep",
+        help="make the runs of a sweep file, and compare them",
+        usage="turnwise sweep @ FILE [--seeds N] [--only ID,ID] [--dry-run [--json]] [--retry] [--plain] [--flags of every run]",
+        epilog="The same command goes on with a sweep that was interrupted, killed or cut off by a reboot. docs/sweeps.md",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="repeat each experiment with the seeds 0 to N - 1")
+    parser.add_argument("--only", default="", metavar="ID,ID", help="these experiments alone")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="folder of the sweep")
+    parser.add_argument("--dry-run", action="store_true", help="print each run with its arithmetic; start nothing")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: as one JSON object")
+    parser.add_argument("--retry", action="store_true", help="try again what has failed max_attempts times")
+    parser.add_argument("--plain", action="store_true", help="lines instead of the live table")
+    parser.set_defaults(run=_sweep)
 
 
 def _sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -187,6 +190,18 @@ def _sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
         only=tuple(filter(None, options.only.split(","))),
     )
     return run_sweep(rest, chosen)
+
+
+def _add_compare(add: AddCommand) -> None:
+    parser = add(
+        "compare",
+        help="compare runs: what differs, curves over seeds, and what each earns by the other's reward",
+        epilog="Runs that differ by their seed alone are one arm; NAME=RUN puts a run into an arm by hand.",
+    )
+    parser.add_argument("runs", metavar="[NAME=]RUN", nargs="+", help="output folders of runs")
+    parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="where the pages go (comparison)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
+    parser.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace, _rest: Sequence[str]) -> int:
@@ -217,6 +232,12 @@ def _named_run(text: str) -> tuple[str | None, Path]:
     """`NAME=FOLDER`; a folder whose path has the sign in it stays whole."""
     name, equals, folder = text.partition("=")
     return (name, Path(folder)) if equals and name and not Path(text).exists() else (None, Path(text))
+
+
+def _add_report(add: AddCommand) -> None:
+    parser = add("report", help="write report.md of a run")
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="output folder of the run")
+    parser.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace, _rest: Sequence[str]) -> int:
