@@ -84,8 +84,12 @@ def copies(bytes_each: int, device: torch.device) -> int:
 
 
 def copy_bandwidth(clock: Clock) -> float:
-    """Bytes a second of a device-to-device copy, read and written."""
+    """Bytes a second of a device-to-device copy, read and written: the faster of a copy and of a kernel that reads and writes.
+
+    Within a CUDA graph a copy is a node of its own kind, which on an H200 moved 2.7 TB/s where kernels moved 3.8.
+    """
     size = 1 << 30 if clock.device.type == "cuda" else 1 << 24
-    source = torch.zeros(size, dtype=torch.uint8, device=clock.device).fill_(7)
+    source = torch.full((size // 8,), 7, dtype=torch.int64, device=clock.device)
     target = torch.empty_like(source)
-    return 2 * size / clock.seconds("copy", [lambda: target.copy_(source)] * 2)
+    ways = {"copy": lambda: target.copy_(source), "negate": lambda: torch.neg(source, out=target)}
+    return 2 * size / min(clock.seconds(name, [way] * 2) for name, way in ways.items())
