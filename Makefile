@@ -13,6 +13,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m
 # where the engine of test-docker keeps its data and its socket, whose path may have 107 characters
 DOCKER_TESTS ?= tests/containers
+HERE := not vllm and not gpu and not docker
 DOCKER_HOME ?= /tmp/turnwise-docker-$(shell id -u)
 
 .DEFAULT_GOAL := help
@@ -40,7 +41,8 @@ $(READY): pyproject.toml
 	@touch $@
 
 test: setup  ## unit and integration tests on the CPU
-	$(BIN)/python -m pytest -m "not vllm and not gpu and not docker"
+	$(BIN)/python -m pytest -m "$(HERE)" -n logical --maxprocesses 4 tests/unit
+	$(BIN)/python -m pytest -m "$(HERE)" --ignore tests/unit
 	@echo "left out: tests that need a Docker engine (make test-docker), vLLM (make test-vllm), or a GPU (pytest -m gpu)"
 
 test-vllm: setup  ## the engine's conformance tests against a real vLLM server, in an environment of its own
