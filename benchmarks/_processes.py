@@ -13,6 +13,7 @@ from typing import Any
 from turnwise.inference.client import InferenceClient
 from turnwise.launch.plan import ProcessSpec
 
+ERRORS = 10
 TAIL = 40  # lines of a log that are shown when something failed
 END_S = 30.0
 
@@ -27,7 +28,9 @@ def started(spec: ProcessSpec, argv: tuple[str, ...], **streams: Any) -> Generat
     try:
         yield process
     except BaseException:
-        print(f"--- {spec.name}:", *spec.log.read_text(errors="replace").splitlines()[-TAIL:], sep="\n", file=sys.stderr)
+        lines = spec.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines[:-TAIL] if "Error" in line][:ERRORS]  # the root cause stands far above the end
+        print(f"--- {spec.name}:", *errors, *lines[-TAIL:], sep="\n", file=sys.stderr)
         raise
     finally:
         process.terminate()
