@@ -92,7 +92,7 @@ def explain_no_signal(judged: Sequence[JudgedGroup], *, rounds: int, needed: int
         f"all rewards were equal, so there is no gradient. Rewards: {rewards}{more}. Mean components: {components}. "
         f"Distinct replies: {len(set(replies))} of {len(replies)}. What to try: more orchestrator.rollouts_per_example or a "
         f'higher orchestrator.sampling.temperature; easier or harder tasks; reward.mode = "dense" or other reward.weights{hint}; '
-        f"if the run learned before, low rewards mean that it has collapsed (a lower trainer.optim.lr), and the highest that there "
-        f"are that nothing is left to learn here. "
+        f"if the run learned before, low rewards mean that it has collapsed (a lower trainer.optim.lr), and the highest "
+        f"possible ones that nothing is left to learn here. "
         f"Patience: orchestrator.filters.max_rounds = {rounds}"
     )
