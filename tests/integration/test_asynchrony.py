@@ -118,7 +118,7 @@ class Simulation:
         await until(self._quiet)
 
     def _quiet(self) -> bool:
-        scheduler, builder = self.run.scheduler, self.run.builder
+        scheduler, builder = self.run.scheduler, self.run.maker.builder
         return (
             self.run.policy.version == self.run.trained == self.version
             and scheduler.finished.empty()

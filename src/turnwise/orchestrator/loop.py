@@ -1,7 +1,6 @@
 """The orchestrator's life: serve each version as it comes, keep rollouts going, write batches, evaluate."""
 
 import asyncio
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +10,25 @@ from turnwise.inference.load import LoadWatch
 from turnwise.monitor import Verdict
 from turnwise.orchestrator.admission import Admission
 from turnwise.orchestrator.balance import Balance
-from turnwise.orchestrator.batches import BatchBuilder
+from turnwise.orchestrator.batch_maker import BatchMaker
 from turnwise.orchestrator.buffer import TaskBuffer, only_tasks
 from turnwise.orchestrator.canary import CanaryWatch
 from turnwise.orchestrator.chat import load_chat
-from turnwise.orchestrator.console import batch_line, pick_samples, render_rollout
 from turnwise.orchestrator.env_threads import EnvThreads
 from turnwise.orchestrator.environments import load_setups
 from turnwise.orchestrator.evaluate import Evaluator
 from turnwise.orchestrator.evaluations import Evaluations
-from turnwise.orchestrator.filters import Fate, NoSignal
-from turnwise.orchestrator.metrics import batch_metrics
 from turnwise.orchestrator.noise import EngineNoise
 from turnwise.orchestrator.record import Recorder, say, say_again
 from turnwise.orchestrator.rollout import Player, RolloutSpec
 from turnwise.orchestrator.scheduler import Scheduler
 from turnwise.orchestrator.status import Pulse
 from turnwise.orchestrator.stopping import StopRun, watch_stop
-from turnwise.orchestrator.trajectories import write_trajectories
 from turnwise.orchestrator.types import Rollout
 from turnwise.orchestrator.versions import await_version
 from turnwise.orchestrator.waits import Blocked
 from turnwise.orchestrator.weights import Policy
-from turnwise.transport import BatchLog, Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
+from turnwise.transport import Control, Progress, RunDir, StopRequest, WeightsReady, WeightsStore
 
 if TYPE_CHECKING:
     from turnwise.envs.base import Pools
@@ -68,9 +63,8 @@ class Orchestrator:
             raise ValueError("max_steps is not set; the orchestrator reads the resolved config.toml that `rl` writes")
         settings, run_dir = config.orchestrator, RunDir(config.output_dir)
         self.config, self.client, self.first_version, self.max_steps = config, client, resume_step, config.max_steps
-        self.trajectories = config.trajectories_dir or run_dir.root / "trajectories"
         self.status_file, self.control = run_dir.status, Control(run_dir.root)
-        self.log, self.store = BatchLog(run_dir.batches), WeightsStore(run_dir.weights)
+        self.store = WeightsStore(run_dir.weights)
         self.recorder, self.group, self.threads = Recorder(config), asyncio.TaskGroup(), EnvThreads()
         chat = load_chat(config.model.name, chat_template=config.model.chat_template, tool_format=config.model.tool_format)
         self.player = Player.of(config, chat, self.threads)
@@ -100,7 +94,15 @@ class Orchestrator:
             admits=self.admission.allows,
         )
         self.scheduler.restore(progress)
-        self.builder = BatchBuilder(config, next_batch)
+        self.maker = BatchMaker(
+            config,
+            scheduler=self.scheduler,
+            buffer=self.buffer,
+            policy=self.policy,
+            recorder=self.recorder,
+            first=next_batch,
+            changed=self._admit,
+        )
         self.evaluator = Evaluator(config, self.player, load(settings.eval_env or settings.env, settings.eval.split))
         self.evaluations = Evaluations(
             self.evaluator,
@@ -118,7 +120,6 @@ class Orchestrator:
         self.trained = resume_step  # newest version that the trainer has published
         self.phase = "waiting for weights"
         self.ending: StopRequest | None = None  # a verdict of our own that ends the run after a last evaluation
-        self._batch_clock = time.monotonic()
 
     async def run(self) -> StopRequest | None:
         """Run to the last step; returns the request that ended it earlier.
@@ -166,7 +167,7 @@ class Orchestrator:
         await self.policy.swap(ready)
         say(f"policy v{ready.version} is served ({ready.kind}, digest {ready.digest[:12]} on every engine)")
         self.balance.begin()
-        self._batch_clock = time.monotonic()
+        self.maker.begin()
 
     async def _follow_versions(self) -> None:
         """Serve and record each version until the last, or until a verdict ends the run."""
@@ -192,7 +193,7 @@ class Orchestrator:
         return await await_version(
             self.store,
             version,
-            due=lambda: first or version < self.builder.step,
+            due=lambda: first or version < self.maker.builder.step,
             over=lambda: self.ending is not None and not first,
             timeout_s=self.config.trainer.timeout_s,
         )
@@ -229,7 +230,7 @@ class Orchestrator:
 
     def _admit(self) -> None:
         """Tell the scheduler how many groups may be open, and what that is owed to."""
-        version, builder = self.policy.version, self.builder
+        version, builder = self.policy.version, self.maker.builder
         if self.ending is not None:
             self.scheduler.set_capacity(0, Blocked.END)
         elif self.evaluations.training_waits:
@@ -239,49 +240,8 @@ class Orchestrator:
             self.scheduler.set_capacity(builder.capacity(version, self.max_steps), why)
 
     async def _make_batches(self) -> None:
-        while self.builder.step <= self.max_steps:
-            group = await self.scheduler.finished.get()
-            self.scheduler.settle(group)
-            rounds = self.builder.rounds
-            try:
-                self.builder.add(group)
-            except NoSignal:
-                write_trajectories(self.trajectories, self.builder)  # of a batch that never comes: to see what was all equal
-                raise
-            self._admit()  # before anything else gets to run: a settled group frees no place beyond this batch's
-            if self.builder.rounds > rounds:
-                most = self.config.orchestrator.filters.max_rounds
-                say(f"batch {self.builder.step}: no group of round {rounds} of at most {most} carries signal; again")
-            if self.builder.complete:
-                await self._emit()
+        await self.maker.make(self.max_steps)
         self.balance.end()
-
-    async def _emit(self) -> None:
-        """Write the batch that is complete and begin the next."""
-        builder, now = self.builder, time.monotonic()
-        for judged in builder.in_order():
-            known = judged.fate in (Fate.SIGNAL, Fate.EQUAL)
-            self.buffer.observe(judged.group.id, judged.group.task, [r.reward for r in judged.group.valid] if known else [])
-        progress = Progress(self.scheduler.next_group, self.scheduler.pending, {"buffer": self.buffer.state()})
-        seconds, self._batch_clock = now - self._batch_clock, now
-        metrics = await asyncio.to_thread(self._write, builder, progress, seconds)
-        self.recorder.batch_written(builder.step, metrics)
-        say(batch_line(builder.step, self.max_steps, builder.in_order(), metrics))
-        for rollout in pick_samples(builder.in_order(), self.config.monitor.log_samples):
-            print(render_rollout(rollout), flush=True)
-        self.builder = builder.next()
-        for stale in self.scheduler.drop_older_than(self.builder.oldest_allowed):
-            self.scheduler.settle(stale)
-            self.builder.drop_stale(stale)
-        self._admit()
-
-    def _write(self, builder: BatchBuilder, progress: Progress, seconds: float) -> dict[str, float]:
-        """Write a batch with its trajectories, off the event loop, and return its metrics."""
-        samples = builder.samples()
-        metrics = batch_metrics(builder, samples, seconds=seconds, served=self.policy.version) | self.policy.noise_metrics()
-        self.log.write(builder.build(samples, progress, metrics))  # first: the trainer may be waiting for it
-        write_trajectories(self.trajectories, builder)
-        return metrics
 
     # --- beside the work ----------------------------------------------------------------------------------------------
 
@@ -294,23 +254,25 @@ class Orchestrator:
     def _levels(self) -> dict[str, float]:
         return {
             "queue/inflight/mean": self.scheduler.inflight,
-            "queue/groups/mean": self.scheduler.finished.qsize() + len(self.builder.taken),
-            "queue/batches/mean": max(0, self.builder.step - 1 - self.trained - 1),  # one of those written is being trained on
+            "queue/groups/mean": self.scheduler.finished.qsize() + len(self.maker.builder.taken),
+            "queue/batches/mean": max(
+                0, self.maker.builder.step - 1 - self.trained - 1
+            ),  # one of those written is being trained on
             "perf/evaluation/share": float(self.evaluations.open > 0),
         }
 
     def _status(self) -> dict[str, Any]:
-        version = max(self.policy.version, 0)
+        version, builder = max(self.policy.version, 0), self.maker.builder
         return {
             "phase": self._phase_now(),
-            "step": min(self.builder.step, self.max_steps),
-            "filled": self.builder.rollouts,
+            "step": min(builder.step, self.max_steps),
+            "filled": builder.rollouts,
             "batch_size": self.config.orchestrator.batch_size,
             "inflight": self.scheduler.inflight,
             "held_by": self.scheduler.waits.state if self.scheduler.waits.weight else None,
             "engines_waiting": sum(load.waiting for load in self.engines.loads if load is not None),
             "version": version,
-            "lag": max(0, self.builder.step - 1 - version),
+            "lag": max(0, builder.step - 1 - version),
             "eval_done": self.evaluator.done,
             "eval_total": self.evaluator.total,
             "learning": self.recorder.learning.as_dict(),
