@@ -4,15 +4,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from turnwise import __version__
+from turnwise.cli import envs, new_env
+from turnwise.cli.arguments import AddCommand, env_arguments
 from turnwise.config import ConfigError
-from turnwise.config.files import Tables
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-"""`add_parser` of the subcommands: name and help, to the parser of one."""
 
 
 def main() -> None:
@@ -27,7 +25,7 @@ def run_command(args: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    if rest and options.command not in ("play", "eval", "check", "sweep"):
+    if rest and options.command not in ("envs", "play", "eval", "check", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest)
@@ -47,28 +45,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"turnwise {__version__}")
     add = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser
-    for add_command in (_add_envs, _add_play, _add_model, _add_eval, _add_check, _add_sweep, _add_compare, _add_report):
+    for add_command in (
+        envs.add_command,
+        new_env.add_command,
+        _add_play,
+        _add_model,
+        _add_eval,
+        _add_check,
+        _add_sweep,
+        _add_compare,
+        _add_report,
+    ):
         add_command(add)
     return parser
-
-
-def _add_envs(add: AddCommand) -> None:
-    parser = add("envs", help="list the environments that are installed")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(run=_envs)
-
-
-def _envs(options: argparse.Namespace, _rest: Sequence[str]) -> int:
-    from turnwise.envs import registered
-
-    known = registered()
-    if options.json:
-        print(json.dumps(known, indent=2))
-        return 0
-    width = max(map(len, known), default=0)
-    for name, description in known.items():
-        print(f"{name:<{width}}  {description}")
-    return 0
 
 
 def _add_play(add: AddCommand) -> None:
@@ -246,28 +235,6 @@ def _report(options: argparse.Namespace, _rest: Sequence[str]) -> int:
 
     print(write_report(run_dir_of(options.run_folder).root))
     return 0
-
-
-def env_arguments(args: Sequence[str]) -> Tables:
-    """`--max-guesses 8 --answers '["frost"]'` -> arguments of an environment; values are JSON where they read as JSON.
-
-    Raises:
-        ConfigError: the line is not a row of `--name value`.
-    """
-    found: Tables = {}
-    tokens = iter(args)
-    for token in tokens:
-        if not token.startswith("--"):
-            raise ConfigError(f"{token}: arguments of the environment are given as --name value")
-        name, equals, text = token[2:].partition("=")
-        value = text if equals else next(tokens, None)
-        if value is None:
-            raise ConfigError(f"{token} needs a value")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name.replace("-", "_")] = value
-    return found
 
 
 if __name__ == "__main__":

@@ -31,7 +31,11 @@ class Registration:
 
 
 _REGISTRATIONS: dict[str, Registration] = {}
-ADAPTERS: dict[str, str] = {}  # scheme -> class of `turnwise.adapters`, whose argument `source` is what follows the colon
+ADAPTERS: dict[str, str] = {  # scheme -> class of `turnwise.adapters`, whose argument `source` is what follows the colon
+    "gymnasium": "turnwise.adapters.gymnasium_env:GymnasiumEnv",
+    "textarena": "turnwise.adapters.textarena:TextArena",
+    "reasoning_gym": "turnwise.adapters.reasoning_gym:ReasoningGym",
+}
 
 
 def register(name: str, target: str, *, description: str | None = None, **defaults: Any) -> None:
@@ -62,10 +66,20 @@ def register(name: str, target: str, *, description: str | None = None, **defaul
         gymnasium.register(gymnasium_id, entry_point=target, kwargs=dict(defaults))
 
 
+def names() -> list[str]:
+    """Every known name, sorted; no environment is imported."""
+    _register_installed()
+    return sorted(_REGISTRATIONS)
+
+
 def registered() -> dict[str, str]:
     """Every known name with its one-line description, sorted. A class that cannot be imported says so in its place."""
-    _register_installed()
-    return {name: _describe(_REGISTRATIONS[name]) for name in sorted(_REGISTRATIONS)}
+    return {name: _describe(_REGISTRATIONS[name]) for name in names()}
+
+
+def adapters() -> dict[str, str]:
+    """The schemes of ids `SCHEME:NAME`, each with the first line of its class's docstring."""
+    return {scheme: _describe(Registration(ADAPTERS[scheme])) for scheme in sorted(ADAPTERS)}
 
 
 def load(env_id: str) -> type[TextEnv]:
@@ -74,7 +88,7 @@ def load(env_id: str) -> type[TextEnv]:
     Raises:
         ValueError: for an unknown name, or a class that cannot be imported or is no `TextEnv`; it says which and what is known.
     """
-    return _import(_find(env_id).target)
+    return _import(find(env_id).target)
 
 
 def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
@@ -87,7 +101,7 @@ def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
     Raises:
         ValueError: for an unknown id (see `load`), an argument that the environment does not have, or a bad value.
     """
-    registration = _find(env_id)
+    registration = find(env_id)
     cls = _import(registration.target)
     kwargs = {**registration.defaults, **(args or {})}
     _check_args(env_id, cls, kwargs)
@@ -100,7 +114,8 @@ def make(env_id: str, args: Mapping[str, Any] | None = None) -> TextEnv:
     return env
 
 
-def _find(env_id: str) -> Registration:
+def find(env_id: str) -> Registration:
+    """What an id stands for; nothing is imported. Raises ValueError for an unknown name, with the known ones."""
     scheme, colon, source = env_id.partition(":")
     if colon and scheme in ADAPTERS:
         return Registration(ADAPTERS[scheme], defaults={"source": source})
@@ -155,7 +170,7 @@ def _describe(registration: Registration) -> str:
         return registration.description
     try:
         return (inspect.getdoc(_import(registration.target)) or "").partition("\n")[0]
-    except ValueError as error:
+    except Exception as error:  # somebody else's module may raise anything while it is imported
         return f"(unusable: {error})"
 
 

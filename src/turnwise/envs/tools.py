@@ -12,12 +12,12 @@ from typing import Any, TypeVar, overload
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from turnwise.envs.docstrings import read_docstring
 from turnwise.envs.messages import Tool
 from turnwise.envs.suggest import did_you_mean
 
 MARK = "__turnwise_tool__"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # what every serving API accepts as the name of a function
-PARAMETER = re.compile(r"\*{0,2}(?P<name>\w+)(?: \([^)]*\))?: +(?P<text>.*)")
 SHOWN_ARGUMENTS = 3  # unknown ones
 SHOWN_CHARACTERS = 80  # of a wrong value, in an answer to the policy
 PLACEHOLDERS: dict[str, Any] = {"string": "...", "integer": 1, "number": 0.5, "boolean": True, "array": [], "object": {}}
@@ -168,7 +168,7 @@ def _read_method(cls: type, attribute: str, name: str) -> ToolMethod:
     if not NAME.fullmatch(name):
         raise TypeError(f"{where}: the name {name!r} must be letters, digits, '_' and '-', not beginning with a digit")
     function = getattr(cls, attribute)
-    description, texts = _read_docstring(inspect.getdoc(function) or "")
+    description, texts = read_docstring(inspect.getdoc(function) or "")
     if not description:
         raise TypeError(f"{where} needs a docstring: its first paragraph tells the policy what the tool does")
     parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
@@ -224,30 +224,6 @@ def _parameter(parameter: inspect.Parameter, adapter: TypeAdapter[Any], schema: 
 class _PlainSchema(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False  # "Query" for `query` says nothing and costs tokens
-
-
-def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The first paragraph, and the descriptions under "Args:" by parameter."""
-    before, _, section = text.partition("\nArgs:\n")
-    description = " ".join(before.partition("\n\n")[0].split())
-    texts: dict[str, str] = {}
-    lines = [line for line in section.split("\n") if line.strip()]
-    indent = _depth(lines[0]) if lines else 0
-    current = ""
-    for line in lines:
-        if _depth(line) < indent:
-            break  # the next section
-        match = PARAMETER.fullmatch(line.strip()) if _depth(line) == indent else None
-        if match:
-            current = match["name"]
-            texts[current] = match["text"]
-        elif current:
-            texts[current] += f" {line.strip()}"
-    return description, texts
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def _words(error: ValidationError) -> str:
