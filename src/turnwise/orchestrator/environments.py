@@ -1,25 +1,18 @@
-"""The environments of a run as the orchestrator sees them: settings, tasks, and checked answers of `reset` and `step`."""
+"""The environments of a run as the orchestrator sees them: settings and tasks."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from turnwise.config import EnvConfig, RewardConfig
 from turnwise.envs import TextEnv, make
-from turnwise.envs.messages import Tool, ToolCall
+from turnwise.envs.messages import Tool
 from turnwise.envs.rewards import check_weights, compose
 from turnwise.orchestrator.overlong import COMPONENT as OVERLONG
 from turnwise.orchestrator.types import Message
 
 if TYPE_CHECKING:
     from turnwise.envs.base import Pools
-
-
-class EnvNonsense(Exception):
-    """An environment answered something that its contract does not allow."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +59,6 @@ class EnvSetup:
         dense = compose(components, RewardConfig(weights=weights), outcome_components=self.outcome_components)
         sparse = compose(components, RewardConfig(mode="sparse", weights=weights), outcome_components=self.outcome_components)
         return (dense if self.config.reward.mode == "dense" else sparse), dense, sparse
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A checked answer of `TextEnv.step`."""
-
-    messages: list[Message]  # what answers the reply: one of the user, or those of tools
-    terminated: bool
-    truncated: bool
-    components: dict[str, float]
-    metrics: dict[str, float]
 
 
 def load_setups(
@@ -139,109 +121,3 @@ def env_names(configs: Sequence[EnvConfig]) -> list[str]:
         twins = sum(name == base or name.startswith(f"{base}-") for name in names)
         names.append(f"{base}-{twins + 1}" if twins else base)
     return names
-
-
-def checked_reset(answer: object) -> str:
-    """The observation of a `reset`. Raises EnvNonsense."""
-    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
-        raise EnvNonsense(f"reset returned {_short(answer)}, not (text, info)")
-    return clean_text(answer[0])
-
-
-def checked_step(answer: object, component_names: Collection[str], calls: Sequence[ToolCall] | None = None) -> StepResult:
-    """The five-tuple of a `step`, with every type and number checked.
-
-    Args:
-        calls: what the reply called, where the environment offers tools: `info["messages"]` answers each, in order.
-
-    Raises:
-        EnvNonsense: something is not as the contract of environments has it.
-    """
-    if not (isinstance(answer, tuple) and len(answer) == 5):
-        raise EnvNonsense(f"step returned {_short(answer)}, not (text, reward, terminated, truncated, info)")
-    observation, reward, terminated, truncated, info = answer
-    if not isinstance(observation, str):
-        raise EnvNonsense(f"step returned the observation {_short(observation)}, not text")
-    if not _is_number(reward):
-        raise EnvNonsense(f"step returned the reward {_short(reward)}, not a finite number")
-    if not (isinstance(terminated, bool | np.bool_) and isinstance(truncated, bool | np.bool_)):
-        raise EnvNonsense(f"step returned terminated={_short(terminated)}, truncated={_short(truncated)}, not two booleans")
-    if not isinstance(info, Mapping):
-        raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
-    told = info.get("messages") if calls is not None else None
-    if told is None:
-        told = [{"role": "user", "content": observation}]
-    return StepResult(
-        messages=checked_messages(told, calls or (), over=bool(terminated or truncated)),
-        terminated=bool(terminated),
-        truncated=bool(truncated),
-        components=checked_numbers(info.get("reward_components", {}), "reward_components", component_names),
-        metrics=checked_numbers(info.get("metrics", {}), "metrics"),
-    )
-
-
-def checked_messages(messages: object, calls: Sequence[ToolCall], *, over: bool = False) -> list[Message]:
-    """What answers a reply with tools on offer: one tool message a call, in order, and user messages after them.
-
-    Args:
-        over: the episode ended, so that calls may be left without an answer.
-
-    Raises:
-        EnvNonsense: anything else.
-    """
-    if not isinstance(messages, list | tuple):
-        raise EnvNonsense(f"info['messages'] is {_short(messages)}, not a list of messages")
-    told = [_checked_message(message) for message in messages]
-    answered = [message["tool_call_id"] for message in told if message["role"] == "tool"]
-    asked = [call.id for call in calls]
-    if answered != asked and not (over and answered == asked[: len(answered)]):
-        raise EnvNonsense(
-            f"info['messages'] answers the calls {answered}, but the reply made {asked}; one tool message a call, in order"
-        )
-    if any(message["role"] == "tool" for message in told[len(answered) :]) or not (told or over):
-        raise EnvNonsense(
-            "info['messages'] must hold the answers to calls first, then messages of the user, and at least one in all"
-        )
-    return told
-
-
-def _checked_message(message: object) -> Message:
-    if not isinstance(message, Mapping) or message.get("role") not in ("tool", "user"):
-        raise EnvNonsense(f"info['messages'] holds {_short(message)}, not a message with the role tool or user")
-    wanted = ("content", "tool_call_id", "name") if message["role"] == "tool" else ("content",)
-    for key in wanted:
-        if not isinstance(message.get(key), str):
-            raise EnvNonsense(
-                f"info['messages'] has {key} = {_short(message.get(key))} in a message of the {message['role']}, not text"
-            )
-    return {"role": message["role"], **{key: clean_text(message[key]) for key in wanted}}
-
-
-def clean_text(text: str) -> str:
-    """Text that can be encoded: lone surrogates, as from undecodable output of a program, become question marks."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="replace").decode()
-    return text
-
-
-def checked_numbers(values: object, what: str, known: Collection[str] = ()) -> dict[str, float]:
-    """A mapping of names to finite numbers; names outside a non-empty `known` are refused. Raises EnvNonsense."""
-    if not isinstance(values, Mapping):
-        raise EnvNonsense(f"{what} is {_short(values)}, not a mapping of names to numbers")
-    for name, value in values.items():
-        if not (isinstance(name, str) and _is_number(value)):
-            raise EnvNonsense(f"{what}[{name!r}] is {_short(value)}, not a finite number under a name")
-        if known and name not in known:
-            raise EnvNonsense(f"{what} has the unknown name {name!r}; the environment declares {', '.join(sorted(known))}")
-    return {name: float(value) for name, value in values.items()}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

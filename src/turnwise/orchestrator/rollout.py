@@ -15,12 +15,13 @@ import msgspec
 
 from turnwise.config import RLConfig
 from turnwise.envs import Outage, TextEnv
+from turnwise.envs.checks import EnvNonsense, checked_numbers, checked_reset, checked_step, clean_text
 from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.orchestrator.chat import Chat, ChatError
 from turnwise.orchestrator.env_threads import EnvThreads, EnvTimeout
-from turnwise.orchestrator.environments import EnvNonsense, EnvSetup, checked_numbers, checked_reset, checked_step, clean_text
+from turnwise.orchestrator.environments import EnvSetup
 from turnwise.orchestrator.overlong import COMPONENT, OverlongPenalty
 from turnwise.orchestrator.types import Message, Rollout, StopReason, Turn
 

@@ -11,16 +11,9 @@ from turnwise.diagnose.core import Check, Finding
 from turnwise.diagnose.notes import Notes
 from turnwise.diagnose.text_checks.calls import CallFailed, limited
 from turnwise.envs import TextEnv
+from turnwise.envs.checks import EnvNonsense, StepResult, checked_numbers, checked_reset, checked_step
 from turnwise.envs.messages import AssistantMessage, ToolCall
-from turnwise.orchestrator.environments import (
-    EnvNonsense,
-    EnvSetup,
-    StepResult,
-    checked_numbers,
-    checked_reset,
-    checked_step,
-    load_setups,
-)
+from turnwise.orchestrator.environments import EnvSetup, load_setups
 
 SEED = 20
 TASKS_READ = 1000  # whose ids are compared
