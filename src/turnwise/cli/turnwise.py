@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from turnwise import __version__
-from turnwise.cli import envs, new_env
+from turnwise.cli import envs, new_env, serve_env
 from turnwise.cli.arguments import AddCommand, env_arguments
 from turnwise.config import ConfigError
 
@@ -25,7 +25,7 @@ def run_command(args: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    if rest and options.command not in ("envs", "play", "eval", "check", "sweep"):
+    if rest and options.command not in ("envs", "play", "serve-env", "eval", "check", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest)
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     for add_command in (
         envs.add_command,
         new_env.add_command,
+        serve_env.add_command,
         _add_play,
         _add_model,
         _add_eval,

@@ -83,7 +83,7 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     container_gpus: int = 0
     """GPUs that each episode's container leases, for the plan."""
 
-    component_names: ClassVar[frozenset[str]] = frozenset()
+    component_names: frozenset[str] = frozenset()
     """Names of all reward components; others are then refused, here and in `reward.weights`. Empty: not checked."""
 
     outcome_components: frozenset[str] = frozenset({"win"})

@@ -33,6 +33,7 @@ class Registration:
 _REGISTRATIONS: dict[str, Registration] = {}
 ADAPTERS: dict[str, str] = {  # scheme -> class of `turnwise.adapters`, whose argument `source` is what follows the colon
     "gymnasium": "turnwise.adapters.gymnasium_env:GymnasiumEnv",
+    "openenv": "turnwise.adapters.openenv.env:OpenEnv",
     "textarena": "turnwise.adapters.textarena:TextArena",
     "reasoning_gym": "turnwise.adapters.reasoning_gym:ReasoningGym",
 }
