@@ -129,7 +129,8 @@ def _arguments(cls: type[TextEnv], registration: Registration) -> tuple[Argument
 
 
 def _argument(parameter: inspect.Parameter, default: Any, text: str) -> Argument:
-    empty = inspect.Parameter.empty
-    annotation = "" if parameter.annotation is empty else inspect.formatannotation(parameter.annotation)
+    empty, annotation = inspect.Parameter.empty, parameter.annotation
+    if not isinstance(annotation, str):  # one that its module left as text stays as it is written there
+        annotation = "" if annotation is empty else inspect.formatannotation(annotation)
     required = default is empty
     return Argument(parameter.name, MODULE_PREFIXES.sub("", annotation), required, None if required else default, text)

@@ -1,5 +1,6 @@
 """Names of environments."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,23 @@ def test_installed_packages_add_names_and_broken_ones_are_left_out(plugin: str, 
         assert make("theirs").max_turns == 10
     assert load("wordle") is Wordle
     assert registered()["gone"].startswith("(unusable: environment module_that_is_gone:Env: module")
+    registry._register_installed.cache_clear()
+
+
+def test_an_installed_distribution_adds_its_entry_points(plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a package manager leaves beside the code: its metadata, found along `sys.path`."""
+    metadata = tmp_path / "somebodys_games-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-games\nVersion: 1.0\n")
+    with pytest.raises(ValueError, match="unknown environment 'patient-wordle'"):
+        make("patient-wordle")
+    (metadata / "entry_points.txt").write_text(f"[turnwise.envs]\npatient-wordle = {plugin}:Easy\n[other]\nx = y:Z\n")
+    importlib.invalidate_caches()
+    registry._register_installed.cache_clear()
+    assert make("patient-wordle").max_turns == 10
+    assert registered()["patient-wordle"] == "Wordle with ten guesses."
+    assert gymnasium.make("turnwise/patient-wordle").unwrapped.max_turns == 10  # type: ignore[attr-defined]
+    assert "x" not in registered()
     registry._register_installed.cache_clear()
 
 
