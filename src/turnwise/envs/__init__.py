@@ -2,6 +2,7 @@
 
 from turnwise.envs.base import FreeText, Outage, Step, Task, TextEnv
 from turnwise.envs.registry import load, make, register, registered
+from turnwise.envs.shared_text import share_texts
 from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import Done, ToolError, tool
 
@@ -20,3 +21,5 @@ __all__ = [
     "registered",
     "tool",
 ]
+
+share_texts()
