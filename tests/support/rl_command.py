@@ -49,13 +49,15 @@ tensorboard = false
 class Rl:
     """A running `rl`. Its output is in `output()`; `processes()` are those that carry its mark, itself included."""
 
-    def __init__(self, folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl") -> None:
+    def __init__(
+        self, folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl", python: str = sys.executable
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self._log = folder / f"rl-{self.mark[:6]}.log"
         env = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *args],
+                [python, "-m", module, *args],
                 cwd=cwd or folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -104,9 +106,11 @@ class Rl:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl") -> Generator[Rl]:
+def running(
+    folder: Path, *args: str, cwd: Path | None = None, module: str = "turnwise.cli.rl", python: str = sys.executable
+) -> Generator[Rl]:
     """`rl`, or another command, with these arguments; whatever it leaves is killed at the end of the block."""
-    rl = Rl(folder, *args, cwd=cwd, module=module)
+    rl = Rl(folder, *args, cwd=cwd, module=module, python=python)
     try:
         yield rl
     finally:
@@ -120,9 +124,9 @@ def write_config(folder: Path, model: Path, *, max_steps: int, max_staleness: in
     return path
 
 
-def finish(folder: Path, *args: str, cwd: Path | None = None, expect: int = 0) -> str:
+def finish(folder: Path, *args: str, cwd: Path | None = None, expect: int = 0, python: str = sys.executable) -> str:
     """Run `rl` to its end; returns its output."""
-    with running(folder, *args, cwd=cwd) as rl:
+    with running(folder, *args, cwd=cwd, python=python) as rl:
         code = rl.wait()
         assert code == expect, f"exit code {code}:\n{rl.output()}"
         assert rl.processes() == []
