@@ -6,9 +6,9 @@ from typing import Any, Literal, cast
 from urllib.parse import quote
 
 from turnwise.adapters.answers import finite_number
-from turnwise.adapters.openenv.local import Launch, image_command, local_url
+from turnwise.adapters.openenv.local import Launch, end_of, image_command, local_url
 from turnwise.adapters.openenv.text import ActionText, Misfit, ObservationText
-from turnwise.adapters.openenv.wire import OpenEnvError, Refused, Session, get_json
+from turnwise.adapters.openenv.wire import Lost, OpenEnvError, Refused, Session, get_json
 from turnwise.adapters.seeds import rows_of, seeded_splits
 from turnwise.envs.base import Step, Task, TextEnv
 
@@ -123,7 +123,10 @@ class OpenEnv(TextEnv):
         if self.session is None or self.session.url != url:
             self.session = Session(url, self.timeout_s)
         self.episode = Episode()
-        result = self.session.reset({**self.reset_data, **self._seeding(task)})
+        try:
+            result = self.session.reset({**self.reset_data, **self._seeding(task)})
+        except Lost as error:
+            raise self._explained(error) from error
         if result.get("done"):
             raise OpenEnvError(f"{url} says that the episode ended before the first action (done in the answer to reset)")
         told = _metadata(result).get("system_prompt")
@@ -143,6 +146,8 @@ class OpenEnv(TextEnv):
             if fault is None:
                 raise
             return self._misfit(fault)
+        except Lost as error:
+            raise self._explained(error) from error
         return self._read(result)
 
     def episode_metrics(self) -> dict[str, float]:
@@ -217,6 +222,11 @@ class OpenEnv(TextEnv):
         if given is None:
             given = self._given_seed if self._given_seed is not None else int(self.np_random.integers(SEEDS))
         return {"seed": int(given) % SEEDS, **{key: task[key] for key in ("split", "index") if key in task}}
+
+    def _explained(self, error: Lost) -> OpenEnvError:
+        """With how a server of our own ended, where that is why."""
+        end = end_of(self.launch) if self.launch is not None else None
+        return OpenEnvError(f"{error}: {end}" if end else str(error))
 
     def _base_url(self) -> str:
         return self.url if self.launch is None else local_url(self.launch)

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from turnwise.adapters.openenv.wire import OpenEnvError, get_json
 PORT_IN_IMAGE = 8000  # where images of OpenEnv listen
 POLL_S = 0.1
 TAIL_CHARACTERS = 1000  # of the log, in an error
+END_SEEN_S = 1.0  # between the end of a connection and that of its process
 END_S = 10.0  # more than the guard's own grace
 
 
@@ -60,10 +62,10 @@ class LocalServer:
         self._process.stdin.close()
         self._process.wait(END_S)
 
-    def check(self) -> None:
-        """Raises OpenEnvError when the process has ended."""
-        code = self._process.poll()
-        if code is not None:
+    def check(self, grace_s: float = 0.0) -> None:
+        """Raises OpenEnvError when the process has ended, or does within `grace_s` seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(grace_s)
             raise OpenEnvError(f"the OpenEnv server {' '.join(self.words)!r} ended with exit code {code}{self._tail()}")
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -120,6 +122,18 @@ def local_url(launch: Launch) -> str:
         raise OpenEnvError(str(found)) from found
     found.check()
     return found.url
+
+
+def end_of(launch: Launch) -> str | None:
+    """How the server of `launch` ended, when it lately did; None where it did not."""
+    found = _SERVERS.get(launch)
+    if not isinstance(found, LocalServer):
+        return None
+    try:
+        found.check(END_SEEN_S)
+    except OpenEnvError as error:
+        return str(error)
+    return None
 
 
 def stop_all() -> None:

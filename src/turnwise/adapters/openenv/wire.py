@@ -26,6 +26,10 @@ class OpenEnvError(Exception):
     """An OpenEnv server is not there, broke off, did not answer in time, or answered what the protocol does not know."""
 
 
+class Lost(OpenEnvError):
+    """There is no connection, or no longer."""
+
+
 class Refused(OpenEnvError):
     """The server answered with an error of its own.
 
@@ -100,7 +104,7 @@ class Session:
                 http = _clients().http()
                 self._socket = await http.ws_connect(address, max_msg_size=MAX_MESSAGE_BYTES, timeout=CLOSING)
         except (aiohttp.ClientError, OSError) as error:
-            raise OpenEnvError(f"no OpenEnv server can be reached at {address}: {error or type(error).__name__}") from error
+            raise Lost(f"no OpenEnv server can be reached at {address}: {error or type(error).__name__}") from error
         self.open = True
 
     async def _ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,7 +167,7 @@ def _read(message: aiohttp.WSMessage, kind: str, url: str, close_code: int | Non
     if message.type is aiohttp.WSMsgType.ERROR:
         raise OpenEnvError(f"{kind}: the connection to {url} failed: {message.data}")
     if message.type is not aiohttp.WSMsgType.TEXT:
-        raise OpenEnvError(f"{kind}: the server at {url} broke the connection off (code {close_code}); it may have ended")
+        raise Lost(f"{kind}: the server at {url} broke the connection off (code {close_code}); it may have ended")
     try:
         answer = json.loads(message.data)
     except ValueError as error:
