@@ -35,8 +35,10 @@ def refused(message: str, code: str, **more: Any) -> dict[str, Any]:
 class FakeOpenEnv:
     """What the server plays and what it was sent."""
 
-    def __init__(self, play: Play, *, action: dict[str, Any], observation: dict[str, Any], capacity: int) -> None:
-        self.play, self.capacity = play, capacity
+    def __init__(
+        self, play: Play, *, action: dict[str, Any], observation: dict[str, Any], capacity: int, tasks: dict[str, int]
+    ) -> None:
+        self.play, self.capacity, self.tasks = play, capacity, tasks
         self.schema = {"action": action, "observation": observation, "state": {}}
         self.url = ""
         self.sent: list[tuple[str, Any]] = []
@@ -44,11 +46,20 @@ class FakeOpenEnv:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.add_routes([web.get("/ws", self._session), web.get("/schema", self._schema), web.get("/health", self._schema)])
+        app.add_routes([web.get("/ws", self._session), web.get("/schema", self._schema)])
+        app.add_routes([web.get("/list_environments", self._names), web.post("/fake/num_tasks", self._count)])
         return app
 
     async def _schema(self, _request: web.Request) -> web.Response:
         return web.json_response(self.schema)
+
+    async def _names(self, _request: web.Request) -> web.Response:
+        return web.json_response(["fake"])
+
+    async def _count(self, request: web.Request) -> web.Response:
+        if not self.tasks:
+            return web.json_response({"detail": "not supported"}, status=501)
+        return web.json_response({"num_tasks": self.tasks[(await request.json())["split"]]})
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -92,9 +103,12 @@ def fake_openenv(
     action: dict[str, Any] | None = None,
     observation: dict[str, Any] | None = None,
     capacity: int = 100,
+    tasks: dict[str, int] | None = None,
 ) -> Generator[FakeOpenEnv]:
     """A server on a free loopback port for as long as the block runs."""
-    fake = FakeOpenEnv(play, action=action or TEXT_ACTION, observation=observation or TEXT_OBSERVATION, capacity=capacity)
+    fake = FakeOpenEnv(
+        play, action=action or TEXT_ACTION, observation=observation or TEXT_OBSERVATION, capacity=capacity, tasks=tasks or {}
+    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ ALLOWED = {
     "transport": {"config"},
     "monitor": {"config"},
     "envs": {"config", "containers"},
+    "adapters": {"config", "envs"},
     "inference": {"config", "kernels", "transport"},
     "orchestrator": {"config", "envs", "inference", "transport", "monitor"},
     "trainer": {"config", "kernels", "transport", "monitor"},

@@ -223,3 +223,26 @@ def test_a_server_that_is_not_there_is_named():
 def test_arguments_that_do_not_fit_are_refused_when_it_is_made(source: str, args: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=re.escape(said)):
         make(f"openenv:{source}", args)
+
+
+def test_tasks_of_the_server_are_its_own_count_a_split():
+    with (
+        fake_openenv(always(observed("on")), tasks={"train": 3, "validation": 2}) as fake,
+        closing(OpenEnv(fake.url, tasks="server")) as env,
+    ):
+        assert [row["id"] for row in env.tasks("train")] == ["train/0", "train/1", "train/2"]
+        env.reset(seed=7, options={"task": env.tasks("validation")[1]})
+    assert fake.sent[0] == ("reset", {"seed": 7, "split": "validation", "index": 1})
+
+
+def test_a_server_that_counts_no_tasks_says_to_give_a_number():
+    with (
+        fake_openenv(always(observed("on"))) as fake,
+        pytest.raises(ValueError, match=r'args\.tasks = "server": .*give a number .*501'),
+    ):
+        OpenEnv(fake.url, tasks="server").tasks("train")
+
+
+def test_a_server_that_is_not_there_is_a_wrong_configuration_where_it_is_to_count_tasks():
+    with pytest.raises(ValueError, match=r'args\.tasks = "server": no OpenEnv server can be reached'):
+        OpenEnv("http://127.0.0.1:9", tasks="server").tasks("train")

@@ -105,7 +105,10 @@ class OpenEnv(TextEnv):
 
     def tasks(self, split: str) -> Sequence[Task]:
         if self.server_tasks:
-            return _server_tasks(self._base_url(), split, self.timeout_s)
+            try:
+                return _server_tasks(self._base_url(), split, self.timeout_s)
+            except OpenEnvError as error:
+                raise ValueError(f'openenv:{self.source}, args.tasks = "server": {error}') from error
         return rows_of(self.splits, split, source=f"openenv:{self.source}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -277,9 +280,7 @@ def _server_tasks(url: str, split: str, timeout_s: float) -> Sequence[Task]:
     try:
         counted = get_json(f"{url}/{quote(name)}/num_tasks", timeout_s=timeout_s, body={"split": split})["num_tasks"]
     except Refused as error:
-        raise ValueError(
-            f'args.tasks = "server", but {url} lists no tasks of the split {split!r}; give a number ({error})'
-        ) from error
+        raise OpenEnvError(f"{url} counts no tasks of the split {split!r}; give a number ({error})") from error
     return [{"id": f"{split}/{index}", "split": split, "index": index} for index in range(int(counted))]
 
 
