@@ -50,9 +50,10 @@ class Describer:
         if isinstance(observation, str) or not isinstance(self.space, (*VECTORS, spaces.Discrete, spaces.Tuple, spaces.Dict)):
             return bounded_text(observation, what=what)
         try:
-            return bounded_text(self._fill(observation), what=what)
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            text = self._fill(observation)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"{what} is {str(observation)[:80]!r}, which is not of its space {self.space}: {error}") from error
+        return bounded_text(text, what=what)
 
     def _fill(self, observation: Any) -> str:
         text = _describe(self.space, observation, self.names)
