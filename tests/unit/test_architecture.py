@@ -19,6 +19,7 @@ ALLOWED = {
     "inference": {"config", "kernels", "transport"},
     "orchestrator": {"config", "envs", "inference", "transport", "monitor"},
     "trainer": {"config", "kernels", "transport", "monitor"},
+    "scaffold": {"config", "envs"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "renderers")
 LIGHT_IMPORTS = ["turnwise.cli.rl", "turnwise.cli.turnwise", "turnwise.launch.run", "turnwise.launch.dry_run", "turnwise.envs"]
