@@ -10,6 +10,7 @@ import numpy as np
 from turnwise.envs.messages import ToolCall
 
 Message = dict[str, Any]
+OPENING_ROLES = ("system", "user", "assistant", "tool")
 
 
 class EnvNonsense(Exception):
@@ -34,11 +35,35 @@ def checked_reset(answer: object) -> str:
     return clean_text(answer[0])
 
 
+def checked_opening(answer: object) -> list[Message] | None:
+    """The whole conversation that a `reset` opens, where its info has one under "messages"; None where it has none.
+
+    Raises:
+        EnvNonsense: it is no conversation that the policy could answer.
+    """
+    checked_reset(answer)
+    info = answer[1] if isinstance(answer, tuple) else None
+    told = info.get("messages") if isinstance(info, Mapping) else None
+    if told is None:
+        return None
+    if not isinstance(told, list | tuple) or not told:
+        raise EnvNonsense(f"reset returned info['messages'] = {_short(told)}, not a list of messages")
+    for message in told:
+        if not isinstance(message, Mapping) or message.get("role") not in OPENING_ROLES:
+            raise EnvNonsense(f"info['messages'] of reset holds {_short(message)}, not a message of one of {OPENING_ROLES}")
+        if not isinstance(message.get("content"), str):
+            raise EnvNonsense(f"info['messages'] of reset has content {_short(message.get('content'))}, not text")
+    if told[-1]["role"] == "assistant":
+        raise EnvNonsense("info['messages'] of reset ends with a reply; it must end with what the policy is to answer")
+    return [{**message, "content": clean_text(message["content"])} for message in told]
+
+
 def checked_step(answer: object, component_names: Collection[str], calls: Sequence[ToolCall] | None = None) -> StepResult:
     """The five-tuple of a `step`, with every type and number checked.
 
     Args:
-        calls: what the reply called, where the environment offers tools: `info["messages"]` answers each, in order.
+        calls: what the reply called, where the environment offers tools: `info["messages"]` answers each, in order. Without
+            tools, it may hold messages of the user in place of the observation.
 
     Raises:
         EnvNonsense: something is not as the contract of environments has it.
@@ -54,7 +79,7 @@ def checked_step(answer: object, component_names: Collection[str], calls: Sequen
         raise EnvNonsense(f"step returned terminated={_short(terminated)}, truncated={_short(truncated)}, not two booleans")
     if not isinstance(info, Mapping):
         raise EnvNonsense(f"step returned the info {_short(info)}, not a mapping")
-    told = info.get("messages") if calls is not None else None
+    told = info.get("messages")
     if told is None:
         told = [{"role": "user", "content": observation}]
     return StepResult(

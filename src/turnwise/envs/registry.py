@@ -36,6 +36,7 @@ ADAPTERS: dict[str, str] = {  # scheme -> class of `turnwise.adapters`, whose ar
     "openenv": "turnwise.adapters.openenv.env:OpenEnv",
     "textarena": "turnwise.adapters.textarena:TextArena",
     "reasoning_gym": "turnwise.adapters.reasoning_gym:ReasoningGym",
+    "verifiers": "turnwise.adapters.verifiers:Verifiers",
 }
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from turnwise.config import RLConfig
 from turnwise.envs import Outage, TextEnv
-from turnwise.envs.checks import EnvNonsense, checked_numbers, checked_reset, checked_step, clean_text
+from turnwise.envs.checks import EnvNonsense, checked_numbers, checked_opening, checked_reset, checked_step, clean_text
 from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
@@ -125,7 +125,8 @@ class Episode:
     async def play(self, generate: Generate) -> Rollout:
         self.chat = self.player.chat.with_tools(self.setup.tools)
         begun = await self._call("reset", self._reset)
-        self.messages += self.setup.opening(self._check(partial(checked_reset, begun)))
+        whole = self._check(partial(checked_opening, begun))
+        self.messages += self.setup.opening(self._check(partial(checked_reset, begun))) if whole is None else whole
         prompt = self.chat.first_prompt(self.messages)
         while True:
             room = self.player.seq_len - len(prompt)
