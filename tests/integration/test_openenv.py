@@ -12,7 +12,7 @@ import pytest
 
 from turnwise.adapters.openenv.local import Launch, local_url, stop_all
 from turnwise.adapters.openenv.wire import OpenEnvError, Session
-from turnwise.envs import TextEnv, make
+from turnwise.envs import Done, TextEnv, ToolEnv, make, tool
 
 pytestmark = [
     pytest.mark.openenv,
@@ -135,6 +135,7 @@ def test_a_game_of_theirs_is_played_and_every_fault_of_its_server_is_an_error(ga
     faults = {
         "66": "reward = null, which NaN becomes too; the episode ended without any reward",
         "77": "an observation of 60000 characters, more than args.max_observation_chars = 50000",
+        "-1": "Unable to serialize unknown type",  # a validator's ValueError, which openenv 0.10 cannot write as JSON
         "88": "EXECUTION_ERROR: the dice fell off the table",
         "13": "did not answer within args.timeout_s = 1",
         "99": "broke the connection off .*ended with exit code 7",
@@ -146,3 +147,38 @@ def test_a_game_of_theirs_is_played_and_every_fault_of_its_server_is_an_error(ga
                 env.step(reply)
     with closing(game()) as env, pytest.raises(OpenEnvError, match="ended with exit code 7"):
         env.reset(seed=0)
+
+
+class Adder(ToolEnv):
+    """Add two numbers."""
+
+    component_names = frozenset({"sum"})
+    outcome_components = frozenset({"sum"})
+
+    def tasks(self, split: str) -> list[dict[str, Any]]:
+        return [{"id": "only"}]
+
+    def begin(self, task: Any) -> str:
+        return "What is 2 + 3?"
+
+    @tool
+    def add(self, one: int, other: int) -> str:
+        """Add."""
+        self.earn(sum=1.0)
+        return Done(str(one + other))
+
+
+def test_tools_of_ours_are_told_at_the_reset_and_called_by_an_action_of_theirs():
+    from turnwise.adapters.openenv.server import Served, ToolAction
+
+    session = Served(Adder, "adder")
+    begun = session.reset(seed=0, split="train", index=0)
+    assert [one["function"]["name"] for one in begun.metadata["tools"]] == ["add"]
+    ended = session.step(ToolAction(tool_calls=[{"name": "add", "arguments": {"one": 2, "other": 3}}]))
+    assert (ended.text, ended.reward, ended.done) == ("5", 1.0, True)
+    assert ended.metadata["messages"][0]["name"] == "add"
+    session.reset()
+    with pytest.raises(ValueError, match="which is not"):
+        session.step(ToolAction(tool_calls=[{"tool": "add"}]))
+    with pytest.raises(ValueError, match="no task 1 in the split 'train', which has 1"):
+        session.reset(split="train", index=1)

@@ -14,10 +14,18 @@ import uvicorn
 from openenv.core.env_server import create_fastapi_app
 from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
+from pydantic import field_validator
 
 
 class Guess(Action):
     number: int
+
+    @field_validator("number")
+    @classmethod
+    def not_below_zero(cls, number: int) -> int:
+        if number < 0:
+            raise ValueError("must not be below 0")
+        return number
 
 
 class Hint(Observation):

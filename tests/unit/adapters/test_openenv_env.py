@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from support.openenv_server import BREAK_OFF, HANG, fake_openenv, observed, refused
 from turnwise.adapters.openenv import wire
@@ -246,3 +247,8 @@ def test_a_server_that_counts_no_tasks_says_to_give_a_number():
 def test_a_server_that_is_not_there_is_a_wrong_configuration_where_it_is_to_count_tasks():
     with pytest.raises(ValueError, match=r'args\.tasks = "server": no OpenEnv server can be reached'):
         OpenEnv("http://127.0.0.1:9", tasks="server").tasks("train")
+
+
+def test_it_passes_the_checks_of_gymnasium():
+    with fake_openenv(always(observed("on", 0.5))) as fake, closing(OpenEnv(fake.url)) as env:
+        check_env(env, skip_render_check=True)
