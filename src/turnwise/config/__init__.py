@@ -16,7 +16,7 @@ from turnwise.config.orchestrator import (
     SamplingConfig,
 )
 from turnwise.config.root import RLConfig
-from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
+from turnwise.config.run import CkptConfig, MlflowConfig, MonitorConfig, StopConfig, WandbConfig
 from turnwise.config.trainer import LoraConfig, LossConfig, OptimConfig, QuantConfig, TrainerConfig, TrainerModelConfig
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "InferenceConfig",
     "LoraConfig",
     "LossConfig",
+    "MlflowConfig",
     "ModelConfig",
     "MonitorConfig",
     "NoiseConfig",

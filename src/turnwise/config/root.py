@@ -10,7 +10,7 @@ from turnwise.config.containers import ContainersConfig
 from turnwise.config.inference import InferenceConfig
 from turnwise.config.model import GpusConfig, ModelConfig
 from turnwise.config.orchestrator import OrchestratorConfig
-from turnwise.config.run import CkptConfig, MonitorConfig, StopConfig, WandbConfig
+from turnwise.config.run import CkptConfig, MlflowConfig, MonitorConfig, StopConfig, WandbConfig
 from turnwise.config.trainer import TrainerConfig
 
 
@@ -58,6 +58,9 @@ class RLConfig(Config):
     monitor: MonitorConfig = MonitorConfig()
     wandb: WandbConfig | None = None
     """Set the table to track the run in Weights & Biases."""
+
+    mlflow: MlflowConfig | None = None
+    """Set the table to track the run in MLflow."""
 
     @model_validator(mode="before")
     @classmethod

@@ -42,6 +42,9 @@ class StopConfig(Config):
     """What to do about a stuck or collapsed run."""
 
 
+Artifacts = Literal["none", "adapter", "checkpoints"]
+
+
 class WandbConfig(Config):
     """Weights & Biases."""
 
@@ -50,7 +53,32 @@ class WandbConfig(Config):
     group: str | None = None
     tags: list[str] = Field(default_factory=list)
     mode: Literal["online", "offline", "disabled"] = "online"
-    """`offline` writes under `outputs/wandb` without an account."""
+    """`offline` writes under `outputs/wandb` without an account, for `wandb sync`."""
+
+    samples: int = Field(default=4, ge=0)
+    """Rollouts of a step and of an evaluation, from best to worst, in the tables `samples/train` and `samples/held_out`."""
+
+    samples_interval: int | None = Field(default=None, ge=1)
+    """Steps between rows of `samples/train`; a hundredth of `max_steps` when unset: W&B shows a table's last 100 additions."""
+
+    artifacts: Artifacts = "adapter"
+    """What of each checkpoint is uploaded: the LoRA adapter, all of it (optimiser state too, to resume from), or nothing."""
+
+
+class MlflowConfig(Config):
+    """MLflow."""
+
+    tracking_uri: str | None = None
+    """Server as `http://host:port`, or whatever store MLflow takes; MLFLOW_TRACKING_URI when unset."""
+
+    experiment: str = "turnwise"
+    """Experiment that the run belongs to; made where there is none."""
+
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of the run."""
+
+    artifacts: Artifacts = "adapter"
+    """What of each checkpoint is uploaded, as in `[wandb]`."""
 
 
 class MonitorConfig(Config):
@@ -61,3 +89,6 @@ class MonitorConfig(Config):
 
     log_samples: int = Field(default=2, ge=0)
     """Rollouts printed to the orchestrator's log at each step."""
+
+    upload_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that the end of a run waits for what is still to be uploaded to W&B or MLflow."""

@@ -128,6 +128,7 @@ def short_config(config: RLConfig, task: str, lr: float, steps: int = STEPS) -> 
         "ckpt": {"interval": None},
         "monitor": {"tensorboard": False, "log_samples": 0},
         "wandb": None,
+        "mlflow": None,
     }
     return changed(config, changes)
 

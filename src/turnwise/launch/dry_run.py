@@ -26,6 +26,7 @@ from turnwise.launch.plan import compose
 from turnwise.launch.quantized import planned_folder
 from turnwise.launch.resolve import check_conditions, check_template, with_defaults
 from turnwise.launch.shape import ModelShape, known_shape
+from turnwise.launch.tracking import check_tracking
 
 CountTasks = Callable[[EnvConfig], int]
 
@@ -92,7 +93,7 @@ def dry_run(
         print_memory(console, seen.estimates, shape, machine)
     print_allocation(console, seen.allocation)
     print_hints(console, seen.hints)
-    for line in _missing_engine(filled):
+    for line in _missing(filled):
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -106,9 +107,12 @@ def _arithmetic(config: RLConfig, count: CountTasks) -> tuple[Arithmetic | None,
         return None, f"unknown number of training tasks: {error}"
 
 
-def _missing_engine(config: RLConfig) -> list[str]:
-    try:
-        check_engine(config)
-    except ConfigError as error:
-        return [str(error)]
-    return []
+def _missing(config: RLConfig) -> list[str]:
+    """Packages and accounts without which the run would be refused."""
+    found: list[str] = []
+    for check in (check_engine, check_tracking):
+        try:
+            check(config)
+        except ConfigError as error:
+            found.append(str(error))
+    return found

@@ -20,6 +20,7 @@ from turnwise.launch.resolve import Resolved, resolve, write_resolved
 from turnwise.launch.run_folder import clean, holds_run, locked, refuse_existing
 from turnwise.launch.shape import known_shape
 from turnwise.launch.supervise import Deadlines, ExitCode, Outcome, Supervisor
+from turnwise.launch.tracking import TrackingProcess, check_tracking, ending_of, is_tracked
 from turnwise.launch.watch import Watch
 from turnwise.transport import RunDir
 
@@ -54,6 +55,7 @@ def run(request: Request, options: Options, say: Say = print) -> ExitCode:
         machine = look()
         resolved = allocated(resolve(config, say), say, machine)
         check_engine(resolved.config)
+        check_tracking(resolved.config)
         heed_hints(resolved.config, say)
         step = resume.latest_checkpoint(root, say) if options.resume else None
         if step is not None and _is_complete(resolved.config, step):
@@ -124,19 +126,22 @@ def _supervise(resolved: Resolved, machine: Machine, options: Options, step: int
         say(line)
     say(f"Logs: {plan.run_dir.logs}/{{inference,orchestrator,trainer}}.stdout")
     view = make_view(Watch(plan.run_dir, resolved.arithmetic.max_steps), str(config.run_name), plain=options.plain)
+    tracking = TrackingProcess(config) if is_tracked(config) else None
     deadlines = Deadlines(startup_s=config.inference.startup_timeout_s, stop_s=config.trainer.timeout_s)
     try:
         outcome = Supervisor(plan, run_id, view, deadlines=deadlines, lock_descriptor=lock).run()
     finally:
         view.close()
-    _conclude(outcome, config, options, say)
+    _conclude(outcome, config, options, tracking, say)
     return outcome.code
 
 
-def _conclude(outcome: Outcome, config: RLConfig, options: Options, say: Say) -> None:
+def _conclude(outcome: Outcome, config: RLConfig, options: Options, tracking: TrackingProcess | None, say: Say) -> None:
     run_dir = RunDir(config.output_dir)
     if outcome.code != ExitCode.KILLED and run_dir.metrics.exists() and (trouble := write_report_if_possible(run_dir)):
         say(trouble)
     progress = look_again(run_dir.root, config.max_steps or 0)
+    if tracking is not None:
+        tracking.conclude(ending_of(outcome, progress), say)
     for line in ending_lines(outcome, run_dir, progress, f"{options.command} --resume"):
         say(line)

@@ -11,8 +11,11 @@ from turnwise.config import ConfigError
 from turnwise.transport import RunDir
 
 LOCK = ".rl.lock"
-FILES = ("config.toml", "metrics.jsonl", "status.json", "report.md")
-FOLDERS = ("logs", "trajectories", "evals", "checkpoints", "weights", "batches", "control", "tensorboard", "wandb", "report")
+FILES = ("config.toml", "metrics.jsonl", "status.json", "report.md", "wandb_id", "mlflow_id")
+FOLDERS = (
+    *("logs", "trajectories", "evals", "checkpoints", "weights", "batches", "control", "report"),
+    *("tensorboard", "wandb", "tracking"),
+)
 EVIDENCE = ("config.toml", "metrics.jsonl", "checkpoints", "batches")  # any of these: somebody's run lies here
 
 

@@ -1,4 +1,4 @@
-"""Metrics to JSONL, TensorBoard and Weights & Biases under one set of names, and the conditions that watch them."""
+"""Metrics to JSONL, TensorBoard, W&B and MLflow under one set of names, and the conditions that watch them."""
 
 from turnwise.monitor.conditions import Conditions, Verdict
 from turnwise.monitor.console import console_line

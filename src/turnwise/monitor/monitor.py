@@ -9,7 +9,8 @@ from pathlib import Path
 
 from turnwise.config import RLConfig
 from turnwise.monitor.history import read_metrics
-from turnwise.monitor.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink, finite
+from turnwise.monitor.sinks import JsonlSink, Sink, finite
+from turnwise.monitor.tensorboard_sink import TensorBoardSink
 
 NONFINITE = "monitor/nonfinite/count"
 
@@ -17,17 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Writes metrics to `metrics.jsonl`, and to TensorBoard and W&B as configured.
+    """Writes metrics to `metrics.jsonl`, and to TensorBoard as configured.
 
-    metrics.jsonl is the record: a failure to write it is raised. TensorBoard and W&B are views of it: one that fails is
-    left out with a warning and the run goes on.
+    metrics.jsonl is the record: a failure to write it is raised. TensorBoard is a view of it: one that fails is left out
+    with a warning and the run goes on. W&B and MLflow read the record, in a process of their own (`monitor/track.py`).
 
     Args:
         config: the resolved configuration.
         run_root: folder of the run; an existing metrics.jsonl there is continued.
 
     Raises:
-        ValueError: W&B is asked for and its package or key is missing.
         OSError: the run folder cannot be written.
     """
 
@@ -37,12 +37,10 @@ class Monitor:
         self._jsonl = JsonlSink(run_root / "metrics.jsonl")
         self._views: list[Sink] = []
         name = config.run_name or run_root.resolve().name
-        if config.wandb is not None and config.wandb.mode != "disabled":
-            self._views.append(WandbSink(config, config.wandb, run_root, run_name=name))
         if config.monitor.tensorboard:
             last = max((line["step"] for line in read_metrics(self._jsonl.path)), default=None)
             folder = run_root / "tensorboard" / (re.sub(r"[^\w.-]+", "_", name) or "run")
-            self._views.append(TensorBoardSink(folder, resume_step=None if last is None else last + 1))
+            self._views.append(TensorBoardSink(folder, config, resume_step=None if last is None else last + 1))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; may be called again for the same step with others, such as an evaluation's.

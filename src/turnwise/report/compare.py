@@ -16,7 +16,7 @@ from turnwise.orchestrator.environments import env_names
 from turnwise.report.changes import Change
 from turnwise.report.run import Run, rollouts_of
 
-SAME = ("seed", "output_dir", "run_name", "trajectories_dir", "inference.port", "model.quantized", "wandb.")
+SAME = ("seed", "output_dir", "run_name", "trajectories_dir", "inference.port", "model.quantized", "wandb.", "mlflow.")
 """Keys in which seeds of one configuration may differ, or that say where a run lies and not what it is."""
 
 CLIPPED = 48  # characters of a label made from keys

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from turnwise.config import RLConfig
 from turnwise.monitor import Monitor, console_line, read_metrics
-from turnwise.monitor.sinks import JsonlSink, without_secrets
+from turnwise.monitor.sinks import JsonlSink
 
 
 def config(**tables: Any) -> RLConfig:
@@ -156,90 +156,6 @@ def test_a_view_that_fails_is_left_out_and_the_record_goes_on(tmp_path: Path, ca
     assert len(list(read_metrics(tmp_path / "metrics.jsonl"))) == 3
 
 
-def test_wandb_offline_records_one_run_that_a_resume_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    settings = config(wandb={"project": "games", "mode": "offline", "tags": ["cpu"]}, output_dir=tmp_path)
-    for step in (1, 2):
-        monitor = Monitor(settings, tmp_path)
-        monitor.log(step, {"actor/loss": 0.5 * step})
-        monitor.close()
-    name = (tmp_path / "wandb_id").read_text().strip()
-    runs = list((tmp_path / "wandb").glob(f"offline-run-*-{name}"))
-    assert runs
-    content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"actor/loss" in content
-    assert b"k" * 40 not in content
-
-
-def test_a_missing_wandb_package_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"pip install turnwise\[wandb\]"):
-        Monitor(config(wandb={"mode": "offline"}), tmp_path)
-    Monitor(config(wandb={"mode": "disabled"}), tmp_path).close()
-
-
-class FakeWandb:
-    """What the sink uses of the package, with a network that is down."""
-
-    class Settings:
-        def __init__(self, **options: object) -> None: ...
-
-    class api:
-        api_key: str | None = "secret-key"
-
-    def __init__(self) -> None:
-        self.modes: list[str] = []
-        self.logged: list[dict[str, float]] = []
-
-    def init(self, *, mode: str, **options: Any) -> "FakeWandb":
-        self.modes.append(mode)
-        if mode == "online":
-            raise TimeoutError("no route to host with secret-key")
-        return self
-
-    def define_metric(self, *names: str, **options: str) -> None: ...
-
-    def log(self, values: dict[str, float]) -> None:
-        self.logged.append(values)
-
-    def finish(self) -> None: ...
-
-
-def test_without_network_a_run_is_recorded_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with caplog.at_level(logging.WARNING):
-        monitor = Monitor(config(wandb={}), tmp_path)
-    monitor.log(4, {"actor/loss": 1.0, "actor/kl": float("nan")})
-    assert fake.modes == ["online", "offline"]
-    assert fake.logged == [{"step": 4, "actor/loss": 1.0, "monitor/nonfinite/count": 1.0}]
-    assert "recorded offline" in caplog.text
-    assert "secret-key" not in caplog.text
-
-
-def test_wandb_online_without_a_key_is_refused_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb()
-    monkeypatch.setattr(FakeWandb.api, "api_key", None)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(ValueError, match=r"wandb login.*offline"):
-        Monitor(config(wandb={}), tmp_path)
-
-
-def test_secrets_of_passthrough_tables_stay_on_the_machine() -> None:
-    tables = {
-        "inference": {"vllm": {"api_key": "abc", "hf-token": "def", "max_tokens": "12", "key": 3}},
-        "tags": [{"secret": "x"}],
-    }
-    assert without_secrets(tables) == {
-        "inference": {"vllm": {"api_key": "***", "hf-token": "***", "max_tokens": "12", "key": 3}},
-        "tags": [{"secret": "***"}],
-    }
-
-
 def test_the_console_line_shows_what_was_measured() -> None:
     metrics = {"critic/reward/mean": 0.5312, "actor/loss": -0.01234, "groups/equal_reward/share": 0.25, "timing/step_s": 21.04}
     assert console_line(12, metrics, max_steps=60) == "step 12/60 | reward 0.531 | loss -0.0123 | equal 25% | s 21.0"
@@ -248,5 +164,5 @@ def test_the_console_line_shows_what_was_measured() -> None:
 
 
 def test_monitoring_loads_neither_torch_nor_tensorboard_before_it_is_used() -> None:
-    code = "import sys, turnwise.monitor; print([m for m in ('torch', 'tensorboard', 'wandb') if m in sys.modules])"
+    code = "import sys, turnwise.monitor; print([m for m in ('torch', 'tensorboard', 'wandb', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
