@@ -1,6 +1,7 @@
 """Real games of textarena, with scripted players."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,10 +93,32 @@ def test_games_that_cannot_be_played_say_why(name: str, told: str):
         game(name)
 
 
-def test_a_game_without_its_word_lists_says_where_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
-    import nltk
-
+@pytest.fixture
+def word_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder, the only one in which NLTK looks for its data; nothing can be fetched."""
+    nltk = pytest.importorskip("nltk")
+    loaders = pytest.importorskip("nltk.corpus.util")
+    readers = pytest.importorskip("nltk.corpus.reader")
+    unread = loaders.LazyCorpusLoader("words", readers.WordListCorpusReader, r"(?!README|\.).*", encoding="ascii")
+    monkeypatch.setattr(nltk.corpus, "words", unread)
+    monkeypatch.setattr("textarena.envs.utils.word_lists.words", unread)
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
-    monkeypatch.setattr(nltk, "download", lambda *_args, **_options: False)  # there is no network
+    monkeypatch.setattr(nltk, "download", lambda *_args, **_options: False)
+    monkeypatch.setattr(nltk, "pos_tag", lambda tokens: [(token, "NN") for token in tokens])  # by a model, fetched too
+    sys.modules.pop("textarena.envs.Wordle.env", None)
+    return tmp_path
+
+
+def test_wordle_is_played_where_its_word_lists_are(word_lists: Path):
+    folder = word_lists / "corpora" / "words"
+    folder.mkdir(parents=True)
+    for name in ("en", "en-basic"):
+        (folder / name).write_text("stone\nplant\ntrain\n")
+    trace = replay(game("Wordle-v0"), ["stone", "I guess [plant]", "[train]"])
+    assert trace[-1][1:3] == (1.0, True)
+
+
+def test_a_game_without_its_word_lists_says_where_they_come_from(word_lists: Path):
+    assert not any(word_lists.iterdir())
     with pytest.raises(ValueError, match=r"word lists that NLTK fetches .* python -m nltk.downloader words"):
         game("Wordle-v0")

@@ -177,7 +177,7 @@ class TextArena(TextEnv):
         shown = [
             text if sender == -1 else f"[{state.role_mapping.get(sender, f'Player {sender}')}] {text}"
             for sender, text, kind in told
-            if not (kind.name == "PLAYER_ACTION" and sender in mine)
+            if not (getattr(kind, "name", kind) == "PLAYER_ACTION" and sender in mine)  # a few games give kinds as text
         ]
         return bounded_text("\n".join(shown), what=what)
 
