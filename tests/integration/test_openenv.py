@@ -13,6 +13,7 @@ import pytest
 from turnwise.adapters.openenv.local import Launch, local_url, stop_all
 from turnwise.adapters.openenv.wire import OpenEnvError, Session
 from turnwise.envs import Done, TextEnv, ToolEnv, make, tool
+from turnwise.envs.messages import AssistantMessage, ToolCall
 
 pytestmark = [
     pytest.mark.openenv,
@@ -147,6 +148,29 @@ def test_a_game_of_theirs_is_played_and_every_fault_of_its_server_is_an_error(ga
                 env.step(reply)
     with closing(game()) as env, pytest.raises(OpenEnvError, match="ended with exit code 7"):
         env.reset(seed=0)
+
+
+def test_tools_of_an_mcp_environment_are_offered_and_called(wordle: str):
+    command = [sys.executable, str(GAME), "{port}", "sums"]
+    args = {"command": command, "start_timeout_s": START_S, "offer_tools": True, "opening": "{metadata[question]}"}
+    with closing(make("openenv:sums", args)) as env:
+        assert {one.name: sorted(one.parameters["properties"]) for one in env.tools} == {
+            "add": ["one", "other"],
+            "hand_in": ["number"],
+        }
+        assert env.reset(seed=0)[0] == "What is 20 + 22?"
+        calls = [("add", {"one": 20, "other": 22}), ("add", {"one": "many"}), ("ad", {})]
+        text, reward, terminated, _, info = env.step(called(*calls))
+        assert text.startswith("42\n\n")
+        assert [message["tool_call_id"] for message in info["messages"]] == ["call-0", "call-1", "call-2"]
+        assert (reward, terminated, info["metrics"]) == (0.0, False, {"invalid_actions": 2.0})
+        *ended, info = env.step(called(("hand_in", {"number": 42}), ("add", {"one": 1, "other": 1})))
+        assert ended == ["Thank you.\n\nNot run: the episode is over, or there are too many calls.", 1.0, True, False]
+
+
+def called(*calls: tuple[str, dict[str, Any]]) -> str:
+    made = tuple(ToolCall(id=f"call-{n}", name=name, arguments=arguments) for n, (name, arguments) in enumerate(calls))
+    return AssistantMessage(content="", tool_calls=made).to_action()
 
 
 class Adder(ToolEnv):

@@ -1,4 +1,4 @@
-"""A game of OpenEnv, written with their base classes and served by their application: `openenv_game.py PORT`.
+"""Two environments of OpenEnv, written with their base classes and served by their application: `openenv_game.py PORT [sums]`.
 
 Find a number from 0 to 9. Some guesses are faults of the server: 13 hangs, 66 has NaN for a reward, 77 has a very long
 observation, 88 raises, and 99 ends the process.
@@ -11,8 +11,11 @@ from random import Random
 from typing import Any
 
 import uvicorn
+from fastmcp import FastMCP
 from openenv.core.env_server import create_fastapi_app
 from openenv.core.env_server.interfaces import Environment
+from openenv.core.env_server.mcp_environment import MCPEnvironment
+from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
 from openenv.core.env_server.types import Action, Observation, State
 from pydantic import field_validator
 
@@ -63,10 +66,56 @@ class Game(Environment):
         return State(step_count=self.tries)
 
 
+class Sums(MCPEnvironment):
+    """Find the sum with a tool; the tool `hand_in` ends the episode."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self) -> None:
+        server = FastMCP("sums")
+        self.handed_in: int | None = None
+
+        @server.tool
+        def add(one: int, other: int) -> int:
+            """Add two numbers."""
+            return one + other
+
+        @server.tool
+        def hand_in(number: int) -> str:
+            """Hand in the sum."""
+            self.handed_in = number
+            return "Thank you."
+
+        super().__init__(server)
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_more: Any) -> Observation:
+        self.handed_in = None
+        return Observation(metadata={"question": "What is 20 + 22?"})
+
+    def step(self, action: Action, timeout_s: float | None = None, **more: Any) -> Observation:
+        return self._judged(super().step(action, timeout_s=timeout_s, **more))
+
+    async def step_async(self, action: Action, timeout_s: float | None = None, **more: Any) -> Observation:
+        return self._judged(await super().step_async(action, timeout_s=timeout_s, **more))
+
+    def _judged(self, observation: Observation) -> Observation:
+        if self.handed_in is not None:
+            observation.done, observation.reward = True, float(self.handed_in == 42)
+        return observation
+
+    def _step_impl(self, action: Action, timeout_s: float | None = None, **_more: Any) -> Observation:
+        raise RuntimeError(f"{action!r} is no call")
+
+    @property
+    def state(self) -> State:
+        return State()
+
+
+def app(name: str) -> Any:
+    if name == "sums":
+        return create_fastapi_app(Sums, CallToolAction, CallToolObservation, max_concurrent_envs=2, env_name=name)
+    return create_fastapi_app(Game, Guess, Hint, max_concurrent_envs=2, env_name=name)
+
+
 if __name__ == "__main__":
-    uvicorn.run(
-        create_fastapi_app(Game, Guess, Hint, max_concurrent_envs=2, env_name="guess"),
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
-        log_level="warning",
-    )
+    uvicorn.run(app((*sys.argv, "guess")[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -41,13 +41,16 @@ class FakeOpenEnv:
         self.play, self.capacity, self.tasks = play, capacity, tasks
         self.schema = {"action": action, "observation": observation, "state": {}}
         self.url = ""
+        self.tools: list[dict[str, Any]] = []
         self.sent: list[tuple[str, Any]] = []
         self.sessions = 0
 
     def app(self) -> web.Application:
         app = web.Application()
         app.add_routes([web.get("/ws", self._session), web.get("/schema", self._schema)])
-        app.add_routes([web.get("/list_environments", self._names), web.post("/fake/num_tasks", self._count)])
+        app.add_routes(
+            [web.get("/list_environments", self._names), web.post("/fake/num_tasks", self._count), web.post("/mcp", self._tools)]
+        )
         return app
 
     async def _schema(self, _request: web.Request) -> web.Response:
@@ -60,6 +63,11 @@ class FakeOpenEnv:
         if not self.tasks:
             return web.json_response({"detail": "not supported"}, status=501)
         return web.json_response({"num_tasks": self.tasks[(await request.json())["split"]]})
+
+    async def _tools(self, _request: web.Request) -> web.Response:
+        if not self.tools:
+            return web.json_response({"id": 1, "error": {"code": -32603, "message": "Environment does not support MCP"}})
+        return web.json_response({"id": 1, "result": {"tools": self.tools}})
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

@@ -14,6 +14,7 @@ from turnwise.adapters.openenv import wire
 from turnwise.adapters.openenv.env import OpenEnv
 from turnwise.adapters.openenv.wire import OpenEnvError, Refused
 from turnwise.envs import make
+from turnwise.envs.messages import AssistantMessage, ToolCall
 
 NUMBERS = {"type": "object", "properties": {"move": {"type": "integer"}}, "required": ["move"]}
 
@@ -239,16 +240,78 @@ def test_tasks_of_the_server_are_its_own_count_a_split():
 def test_a_server_that_counts_no_tasks_says_to_give_a_number():
     with (
         fake_openenv(always(observed("on"))) as fake,
-        pytest.raises(ValueError, match=r'args\.tasks = "server": .*give a number .*501'),
+        pytest.raises(ValueError, match=r"counts no tasks .*give a number .*501"),
     ):
         OpenEnv(fake.url, tasks="server").tasks("train")
 
 
 def test_a_server_that_is_not_there_is_a_wrong_configuration_where_it_is_to_count_tasks():
-    with pytest.raises(ValueError, match=r'args\.tasks = "server": no OpenEnv server can be reached'):
+    with pytest.raises(ValueError, match=r"openenv:.*no OpenEnv server can be reached"):
         OpenEnv("http://127.0.0.1:9", tasks="server").tasks("train")
 
 
 def test_it_passes_the_checks_of_gymnasium():
     with fake_openenv(always(observed("on", 0.5))) as fake, closing(OpenEnv(fake.url)) as env:
         check_env(env, skip_render_check=True)
+
+
+ADD = {"name": "add", "description": "Add.", "inputSchema": {"type": "object", "properties": {"one": {"type": "integer"}}}}
+
+
+def with_tools(env: OpenEnv, *calls: ToolCall) -> tuple[Any, ...]:
+    return env.step(AssistantMessage(content="so", tool_calls=calls).to_action())
+
+
+def answered_call(reward: object = None, *, done: bool = False, **observation: Any) -> dict[str, Any]:
+    return {"type": "observation", "data": {"observation": observation, "reward": reward, "done": done}}
+
+
+def test_calls_of_a_reply_are_made_in_order_and_their_rewards_added():
+    def play(kind: str, data: dict[str, Any]) -> object:
+        if kind == "reset":
+            return observed("go")
+        number = data["arguments"]["one"]
+        return answered_call(number, done=number == 2, result={"content": [{"type": "text", "text": f"is {number}"}]})
+
+    with fake_openenv(play) as fake:
+        fake.tools = [ADD]
+        with closing(OpenEnv(fake.url, offer_tools=True, invalid_action_cost=0.5)) as env:
+            assert [(one.name, one.parameters) for one in env.tools] == [("add", ADD["inputSchema"])]
+            env.reset(seed=0)
+            *step, info = with_tools(env)
+            assert (step, info["messages"][0]["role"]) == (
+                ["The reply calls no tool. Call one of: add.", -0.5, False, False],
+                "user",
+            )
+            calls = [ToolCall(id=str(n), name="add", arguments={"one": n}) for n in (1, 2, 3)]
+            broken = ToolCall(id="b", name="add", raw="add(", error="it is cut off")
+            *step, info = with_tools(env, calls[0], broken, *calls[1:])
+            assert step[1:] == [2.0, True, False]
+            assert [(message["tool_call_id"], message["content"]) for message in info["messages"]] == [
+                ("1", "is 1"),
+                ("b", "Not run: it is cut off."),
+                ("2", "is 2"),
+                ("3", "Not run: the episode is over, or there are too many calls."),
+            ]
+
+
+def test_a_call_that_the_server_fails_to_make_is_an_error_and_one_that_it_refuses_an_answer():
+    for kind, raised in (("invalid_args", False), ("tool_not_found", False), ("transport_error", True), ("timeout", True)):
+        answer = answered_call(error={"error_type": kind, "message": "no"}, result=None)
+        with fake_openenv(always(answer)) as fake:
+            fake.tools = [ADD]
+            with closing(OpenEnv(fake.url, offer_tools=True)) as env:
+                env.reset(seed=0)
+                if raised:
+                    with pytest.raises(OpenEnvError, match=f"failed on the server with {kind}: no"):
+                        with_tools(env, ToolCall(id="1", name="add", arguments={}))
+                else:
+                    assert with_tools(env, ToolCall(id="1", name="add", arguments={}))[0] == f"{kind}: no"
+
+
+def test_tools_of_a_server_that_has_none_are_refused_when_it_is_made():
+    with (
+        fake_openenv(always(observed("on"))) as fake,
+        pytest.raises(ValueError, match=r"does not support MCP\); leave args.offer_tools out"),
+    ):
+        OpenEnv(fake.url, offer_tools=True)

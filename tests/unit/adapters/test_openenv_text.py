@@ -35,7 +35,8 @@ def test_a_single_field_that_is_no_text_is_read_from_the_reply():
 
 
 def test_the_only_required_field_is_the_reply_and_constants_are_filled_in():
-    assert ActionText(TOOL_CALL).read("list") == {"type": "call_tool", "tool_name": "list"}
+    typed = schema(["code"], kind={"type": "string", "const": "code"}, code={"type": "string"})
+    assert ActionText(typed).read("1 + 1") == {"kind": "code", "code": "1 + 1"}
     optional = schema(["code"], code={"type": "string"}, limit={"type": "integer"})
     assert ActionText(optional, {"limit": 3}).read("1 + 1") == {"code": "1 + 1", "limit": 3}
 
@@ -49,6 +50,13 @@ def test_the_only_field_of_text_is_the_reply_where_nothing_is_required():
 
 def test_the_configured_field_is_the_reply():
     assert ActionText(SEVERAL, {"tool": "python"}, "arguments").read('{"a": 1}') == {"tool": "python", "arguments": {"a": 1}}
+
+
+def test_a_call_of_an_mcp_environment_is_read_from_json():
+    call = {"tool_name": "add", "arguments": {"a": 1}}
+    assert ActionText(TOOL_CALL).read(json.dumps(call)) == {"type": "call_tool", **call}
+    with pytest.raises(Misfit, match=r"tool_name \(text\), arguments \(JSON, optional\)"):
+        ActionText(TOOL_CALL).read("add")
 
 
 def test_a_field_that_does_not_exist_is_named_with_those_that_do():

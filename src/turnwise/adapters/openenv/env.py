@@ -1,18 +1,21 @@
 """The environment: an OpenEnv server, reached by its URL, or started from a command or an image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
-from urllib.parse import quote
+from typing import Any, Literal, TypeVar, cast
 
 from turnwise.adapters.answers import finite_number
-from turnwise.adapters.openenv.local import Launch, end_of, image_command, local_url
+from turnwise.adapters.openenv.local import end_of, local_url
+from turnwise.adapters.openenv.mcp import MAX_CALLS, answer_of, call_action, listed_tools
+from turnwise.adapters.openenv.places import reached_by, schema_of, server_tasks
 from turnwise.adapters.openenv.text import ActionText, Misfit, ObservationText
-from turnwise.adapters.openenv.wire import Lost, OpenEnvError, Refused, Session, get_json
+from turnwise.adapters.openenv.wire import Lost, OpenEnvError, Refused, Session
 from turnwise.adapters.seeds import rows_of, seeded_splits
 from turnwise.envs.base import Step, Task, TextEnv
+from turnwise.envs.messages import AssistantMessage, tool_message
 
-SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+Result = TypeVar("Result")
+
 SEEDS = 1 << 31  # every generator takes a seed below it
 
 
@@ -46,6 +49,7 @@ class OpenEnv(TextEnv):
         max_observation_chars: int = 50_000,
         action: Mapping[str, Any] | None = None,
         action_field: str | None = None,
+        offer_tools: bool = False,
         invalid_action_cost: float = 0.0,
         null_rewards: bool = True,
         components: str | None = None,
@@ -73,6 +77,8 @@ class OpenEnv(TextEnv):
             max_observation_chars: a longer observation is an error.
             action: fields that are the same in every action.
             action_field: the field that the reply is; the only one that is required when not given.
+            offer_tools: offer the tools of an MCP environment in the model's own format; the server is then asked for them at
+                once, and every action is a call.
             invalid_action_cost: what a reply that is no action costs, as the component `invalid_action`.
             null_rewards: whether a step may have no reward. A server writes NaN as null too: where every step has a reward,
                 False turns that into an error. An episode that ends by itself without any reward always is one.
@@ -84,11 +90,11 @@ class OpenEnv(TextEnv):
             ValueError: for arguments that do not fit, naming them.
         """
         super().__init__()
-        self.url, self.launch = _reached_by(source, command, log, start_timeout_s)
+        self.url, self.launch = reached_by(source, command, log, start_timeout_s)
         for key, value in (("timeout_s", timeout_s), ("max_turns", max_turns), ("max_observation_chars", max_observation_chars)):
             if value <= 0:
                 raise ValueError(f"args.{key} = {value} must be above 0")
-        self.server_tasks = tasks == "server"
+        self.counted_by_server = tasks == "server"
         self.splits = {} if tasks == "server" else seeded_splits(source, num_train=tasks, num_validation=tasks, seed=seed)
         self.source, self.timeout_s, self.reset_data = source, timeout_s, dict(reset or {})
         self.max_turns, self.system_prompt = max_turns, system_prompt
@@ -102,13 +108,12 @@ class OpenEnv(TextEnv):
         self.session: Session | None = None
         self.episode = Episode()
         self._given_seed: int | None = None
+        if offer_tools:
+            self.tools = self._now(lambda: listed_tools(self._base_url(), timeout_s))
 
     def tasks(self, split: str) -> Sequence[Task]:
-        if self.server_tasks:
-            try:
-                return _server_tasks(self._base_url(), split, self.timeout_s)
-            except OpenEnvError as error:
-                raise ValueError(f'openenv:{self.source}, args.tasks = "server": {error}') from error
+        if self.counted_by_server:
+            return self._now(lambda: server_tasks(self._base_url(), split, self.timeout_s))
         return rows_of(self.splits, split, source=f"openenv:{self.source}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -117,7 +122,7 @@ class OpenEnv(TextEnv):
 
     def begin(self, task: Task) -> str:
         url = self._base_url()
-        schema = _schema(url, self.timeout_s)
+        schema = schema_of(url, self.timeout_s)
         observed = schema.get("observation", {})
         self.first_text = ObservationText(schema.get("reset_observation") or observed, self.templates[0], "opening")
         self.later_text = ObservationText(observed, self.templates[1])
@@ -140,18 +145,19 @@ class OpenEnv(TextEnv):
         if self.over or self.session is None:
             raise RuntimeError("OpenEnv.step() after the end of an episode (or before the first); call reset()")
         self.turn += 1
+        if self.tools:
+            return self._call(AssistantMessage.from_action(action))
         try:
-            result = self.session.step(self.actions.read(action))
+            result = self._played(self.session, self.actions.read(action))
         except Misfit as misfit:
-            return self._misfit(str(misfit))
+            return self.answer(str(misfit), components=self._invalid())
         except Refused as error:
             fault = self.actions.fault(error.errors) if error.code == "VALIDATION_ERROR" else None
             if fault is None:
                 raise
-            return self._misfit(fault)
-        except Lost as error:
-            raise self._explained(error) from error
-        return self._read(result)
+            return self.answer(fault, components=self._invalid())
+        paid = self._paid(result)
+        return self._answered(self._bounded(self.later_text.read(result)), paid, result)
 
     def episode_metrics(self) -> dict[str, float]:
         return {"invalid_actions": float(self.episode.invalid_actions), **self.episode.metrics}
@@ -161,16 +167,50 @@ class OpenEnv(TextEnv):
         if session is not None:
             session.close()
 
-    def _read(self, result: Mapping[str, Any]) -> Step:
-        done = result.get("done")
+    def _call(self, message: AssistantMessage) -> Step:
+        """Make the calls of a reply in order."""
+        result: Mapping[str, Any] = {}
+        answers, paid = list[str](), dict[str, float]()
+        for number, call in enumerate(message.tool_calls):
+            action = call_action(call) if number < MAX_CALLS and not result.get("done") else None
+            if action is None:
+                answers.append(f"Not run: {call.error or 'the episode is over, or there are too many calls'}.")
+                earned = self._invalid()
+            else:
+                result = self._played(self.session, action)
+                text, ran = answer_of(result.get("observation"))
+                answers.append(self._bounded(text))
+                earned = _summed(self._paid(result), {} if ran else self._invalid())
+            paid = _summed(paid, earned)
+        if not answers:
+            answers, paid = (
+                [f"The reply calls no tool. Call one of: {', '.join(tool.name for tool in self.tools)}."],
+                self._invalid(),
+            )
+        step = self._answered("\n\n".join(answers), paid, result)
+        told = [dict(tool_message(call, text)) for call, text in zip(message.tool_calls, answers, strict=False)]
+        step[4]["messages"] = told or [{"role": "user", "content": answers[0]}]
+        return step
+
+    def _played(self, session: Session | None, action: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert session is not None, "step before reset"
+        try:
+            return session.step(action)
+        except Lost as error:
+            raise self._explained(error) from error
+
+    def _paid(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """What a step earned; its metrics are kept. Raises OpenEnvError."""
+        done, metadata = result.get("done"), _metadata(result)
         if not isinstance(done, bool):
             raise OpenEnvError(f"{self._where()} has done = {done!r}; the protocol has true or false there")
-        metadata = _metadata(result)
-        components = self._components(result.get("reward"), metadata, done=done)
         self.episode.metrics = self._numbers(metadata, self.metrics_key) if self.metrics_key else {}
-        text = self._bounded(self.later_text.read(result))
-        if not done:
+        return self._components(result.get("reward"), metadata, done=done)
+
+    def _answered(self, text: str, components: Mapping[str, float], result: Mapping[str, Any]) -> Step:
+        if not result.get("done"):
             return self.answer(text, components=components)
+        metadata = _metadata(result)
         truncated = metadata.get("truncated") is True and metadata.get("terminated") is not True
         return self._step(text, components, terminated=not truncated, truncated=truncated)
 
@@ -208,9 +248,17 @@ class OpenEnv(TextEnv):
         except ValueError as error:
             raise OpenEnvError(str(error)) from error
 
-    def _misfit(self, words: str) -> Step:
+    def _invalid(self) -> dict[str, float]:
+        """Count a reply or call that is no action, and price it."""
         self.episode.invalid_actions += 1
-        return self.answer(words, components={"invalid_action": -self.invalid_action_cost} if self.invalid_action_cost else {})
+        return {"invalid_action": -self.invalid_action_cost} if self.invalid_action_cost else {}
+
+    def _now(self, ask: Callable[[], Result]) -> Result:
+        """Ask the server before any episode, where its absence is a wrong configuration. Raises ValueError."""
+        try:
+            return ask()
+        except OpenEnvError as error:
+            raise ValueError(f"openenv:{self.source}: {error}") from error
 
     def _bounded(self, text: str) -> str:
         if len(text) > self.max_observation_chars:
@@ -239,27 +287,6 @@ class OpenEnv(TextEnv):
         return f"the answer of {place} to step {self.turn}"
 
 
-def _reached_by(source: str, command: Sequence[str] | None, log: str | None, start_timeout_s: float) -> tuple[str, Launch | None]:
-    """The URL of a server that runs, or how it is started. Raises ValueError."""
-    scheme, separator, rest = source.partition("://")
-    if separator:
-        if scheme not in SCHEMES or not rest.strip("/"):
-            raise ValueError(f"openenv:{source}: a URL begins with {', '.join(f'{one}://' for one in SCHEMES)} and names a host")
-        if command is not None:
-            raise ValueError(
-                f"openenv:{source} is a server that runs already; leave args.command out, or give a name for the URL"
-            )
-        return f"{SCHEMES[scheme]}://{rest.rstrip('/')}", None
-    if not source:
-        raise ValueError('openenv: needs a URL, an image, or a name beside args.command: id = "openenv:http://127.0.0.1:8000"')
-    words = image_command(source) if command is None else tuple(map(str, command))
-    if not any("{port}" in word for word in words):
-        raise ValueError(
-            f"args.command = {list(words)} lacks {{port}}, which stands for the port that the server shall listen on"
-        )
-    return "", Launch(words, log, start_timeout_s)
-
-
 def _metadata(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of an observation, wherever the server puts it."""
     inner = result.get("observation")
@@ -268,20 +295,5 @@ def _metadata(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
-def _schema(url: str, timeout_s: float) -> Mapping[str, Any]:
-    if url not in _SCHEMAS:
-        _SCHEMAS[url] = get_json(f"{url}/schema", timeout_s=timeout_s)
-    return _SCHEMAS[url]
-
-
-def _server_tasks(url: str, split: str, timeout_s: float) -> Sequence[Task]:
-    """A row for each task that the server counts in a split."""
-    name = str(get_json(f"{url}/list_environments", timeout_s=timeout_s)[0])
-    try:
-        counted = get_json(f"{url}/{quote(name)}/num_tasks", timeout_s=timeout_s, body={"split": split})["num_tasks"]
-    except Refused as error:
-        raise OpenEnvError(f"{url} counts no tasks of the split {split!r}; give a number ({error})") from error
-    return [{"id": f"{split}/{index}", "split": split, "index": index} for index in range(int(counted))]
-
-
-_SCHEMAS: dict[str, Mapping[str, Any]] = {}
+def _summed(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in (*one, *other)}
