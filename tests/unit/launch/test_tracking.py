@@ -43,6 +43,19 @@ def test_one_that_hangs_is_killed_when_its_time_is_over(tmp_path: Path, monkeypa
     assert "ended early (exit code -9)" in said[1]
 
 
+def test_ctrl_c_ends_the_wait_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("turnwise.launch.tracking.QUIET_S", 0.0)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("Uploading"):
+            raise KeyboardInterrupt
+
+    process(tmp_path, "import time; time.sleep(600)").conclude(ENDING, say)
+    assert "ended early (exit code -9)" in said[1]
+
+
 def test_one_that_died_is_told_of_with_its_last_words(tmp_path: Path):
     dead = process(tmp_path, "sys.exit('boom')")
     dead._process.wait()
