@@ -115,8 +115,6 @@ class ClassicBackend:
         failures: list[Exception] = []
         _FAILURES.set(failures)
         output = await self.env.run_rollout(row, PolicyClient(exchange), model="policy", sampling_args={})
-        if exchange.failure is not None:
-            raise exchange.failure
         if output.get("error"):
             raise RuntimeError(f"{self.name}: {_chain(output['error'])}")
         if failures:

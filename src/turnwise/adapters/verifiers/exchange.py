@@ -110,8 +110,10 @@ class Exchange:
         except Empty:
             self.cancel()
             raise TimeoutError(f"{self.name} neither asked for a reply nor ended within {timeout_s:g} s") from None
+        if self.failure is not None and not isinstance(event, Ask):  # whatever the loop made of it
+            raise self.failure
         if isinstance(event, BaseException):
-            raise self.failure or event
+            raise event
         return event
 
     def answer(self, said: AssistantMessage) -> None:

@@ -167,8 +167,6 @@ class TasksetBackend:
         if loop not in self._serving:
             self._serving[loop] = Serving(self.config)
         episode = await self._serving[loop].episode(self.tables[table][position], exchange)
-        if exchange.failure is not None:
-            raise exchange.failure
         traces = [trace for trace in episode.traces if self.seat in (trace.agent.name, "")]
         errors = [*episode.errors, *(error for trace in episode.traces if not trace.ok for error in trace.errors)]
         if errors or len(traces) != 1:
