@@ -1,21 +1,19 @@
 """Environments of verifiers 0.4 played with a scripted player: their episode, their scores, our records."""
 
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("verifiers.v1", reason="needs turnwise[verifiers]")
-if sys.modules.get("verifiers.legacy") or not sys.modules["verifiers.v1"].__name__:
-    pytest.skip("verifiers 0.3 is installed", allow_module_level=True)
 
-from importlib.metadata import version
-
+from support.adapted_rollout import played
 from turnwise.adapters.verifiers import Verifiers
 from turnwise.envs import make
 from turnwise.envs.checks import checked_opening, checked_step
 from turnwise.envs.messages import AssistantMessage, ToolCall
+from turnwise.orchestrator.types import StopReason
 
 pytestmark = [
     pytest.mark.verifiers,
@@ -166,3 +164,22 @@ def test_a_package_of_the_older_api_is_told_where_it_belongs(tmp_path: Path, mon
 def test_a_package_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"verifiers:no-such-package cannot be loaded.*not found"):
         made("no-such-package")
+
+
+async def test_a_rollout_keeps_the_tokens_that_were_sampled_and_trains_on_those_alone(tiny_model: Path):
+    rollout, samples = await played("verifiers:taskset-cases", {}, ["1", "3"], model=tiny_model, index=2)
+    assert (rollout.error, rollout.stop_reason) == (None, StopReason.TERMINATED)
+    assert [message["content"] for message in rollout.messages] == ["Say 3.", "1", "higher", "3"]
+    assert rollout.turns[-1].components == {"exact": 1.0, "short": 0.25}
+    assert rollout.turns[1].prompt_ids[: len(rollout.turns[0].prompt_ids)] == rollout.turns[0].prompt_ids
+    (sample,) = samples
+    trained = [token for token, chosen in zip(sample.token_ids, sample.loss_mask, strict=True) if chosen]
+    assert trained == [token for turn in rollout.turns for token in turn.sampled_ids]
+    assert [logprob for logprob, chosen in zip(sample.logprobs, sample.loss_mask, strict=True) if chosen] == [-0.5] * len(trained)
+
+
+async def test_a_failure_of_the_environment_is_an_errored_rollout_with_its_words(tiny_model: Path):
+    rollout, _ = await played("verifiers:taskset-cases", {"fault": "env"}, ["1", "3"], model=tiny_model, index=2)
+    assert rollout.error is not None
+    assert "the board" in rollout.error
+    assert len(rollout.turns) == 1
