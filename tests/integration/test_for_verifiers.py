@@ -192,6 +192,19 @@ async def test_rewards_are_equal_here_and_there_over_two_hundred_episodes(chat: 
         assert [outcome.truncated for outcome in theirs] == cut
 
 
+async def test_an_environment_that_went_there_and_back_pays_the_same(chat: TemplateChat):
+    """Our Wordle as an environment of verifiers, and that one as ours."""
+    rows = make("wordle").tasks("train")
+    tasks = list(range(10))
+    scripts = [wordle_script(rows[task], number) for number, task in enumerate(tasks)]
+    args = {"env": "wordle", "eval_split": "validation"} if api() == "legacy" else {"env": "wordle"}
+    straight = await play_here(chat, EnvConfig(id="wordle"), scripts, tasks, [1] * 10)
+    back = await play_here(chat, EnvConfig(id="verifiers:turnwise-verifiers", args=args), scripts, tasks, [1] * 10)
+    assert {rollout.error for rollout in back} == {None}
+    assert [rollout.reward for rollout in back] == pytest.approx([rollout.reward for rollout in straight], abs=1e-9)
+    assert [len(rollout.turns) for rollout in back] == [len(rollout.turns) for rollout in straight]
+
+
 async def test_the_conversation_is_the_same_here_and_there(chat: TemplateChat):
     args = {**MUSIQUE, "shown_examples": 1}
     env = load_environment("musique", **args)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import faulty_envs
@@ -103,6 +103,7 @@ async def test_calls_to_an_environment_without_tools_are_only_words():
 
 
 @given(st.text(max_size=30))
+@settings(deadline=None, max_examples=30)
 def test_arguments_of_any_text_make_an_answer_and_no_exception(arguments: str):
     async def play() -> str:
         episode = episode_of(musique())
