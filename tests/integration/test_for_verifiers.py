@@ -104,7 +104,11 @@ async def play_v1(env: Any, url: str, numbers: Sequence[tuple[int, int]]) -> lis
     async def one(task: int, script: int) -> Outcome:
         async with share:
             context = ModelContext(model=f"script-{script}", client=client, sampling=vf.SamplingConfig(temperature=1.0))
-            (trace,) = (await env.run_episode(tasks[task], context)).traces
+            episode = await env.run_episode(tasks[task], context)
+        if not episode.traces:
+            error = episode.errors[-1]
+            return Outcome(0.0, 0.0, 0.0, {}, {}, 0, None, False, f"{error.type}: {error.message}", [])
+        (trace,) = episode.traces
         both = {name: trace.metrics.pop(name, 0.0) for name in ("reward_dense", "reward_sparse")}
         return Outcome(
             trace.reward,
@@ -294,6 +298,21 @@ async def test_a_failure_of_the_model_is_theirs_to_report():
     assert outcome.error is not None
     assert outcome.error.startswith("ModelError" if api() == "legacy" else "ProviderError: ")
     assert outcome.components.get("owed", 0.0) == 0.0  # not finished: nothing says that the episode was over
+
+
+async def test_a_time_limit_of_theirs_ends_the_rollout_and_leaves_the_hanging_environment_alone():
+    release.clear()
+    env = load_environment("support.faulty_envs:Faulty", what="hang", timeout_s=30)
+    if api() == "legacy":
+        env.timeout_seconds = 0.5
+    else:
+        env.config.timeout.episode = 0.5
+    closed = Faulty.closed
+    (outcome,) = await asyncio.wait_for(play_there(env, [[Said("a")]], [0]), timeout=10)
+    assert (outcome.reward, Faulty.closed) == (0.0, closed)
+    said = outcome.stop if api() == "legacy" else str(outcome.error)
+    assert said == "timeout_reached" or "exceeded its 0.5s deadline" in said
+    release.set()
 
 
 def test_the_plugin_is_found_under_its_id():

@@ -179,6 +179,34 @@ async def test_an_environment_that_hangs_is_left_alone():
     assert Faulty.closed == 0  # its thread is still inside
 
 
+async def test_a_cancelled_episode_closes_its_environment_after_the_call_inside_and_waits_for_neither():
+    episode = episode_of(source_of(FAULTY, what="hang"))
+    await episode.begin()
+    call = asyncio.create_task(episode.reply("a"))
+    await asyncio.sleep(0)
+    while not Faulty.broken:
+        await asyncio.to_thread(time.sleep, 0.001)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await episode.close()
+    assert Faulty.closed == 0
+    faulty_envs.release.set()
+    (closer,) = [thread for thread in threading.enumerate() if thread.name == "turnwise-env-close"]
+    await asyncio.to_thread(closer.join, 10)
+    assert Faulty.closed == 1
+
+
+async def test_an_environment_that_does_not_close_in_time_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("turnwise.adapters.for_verifiers.episode.CLOSE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(Faulty, "close", lambda env: faulty_envs.release.wait(10))
+    episode = episode_of(source_of(FAULTY, where="nowhere"))
+    await episode.begin()
+    await episode.close()
+    assert "closing support.faulty_envs:Faulty: no answer within 0.01 s" in caplog.text
+
+
 async def test_instances_are_used_again_one_episode_at_a_time_and_never_after_a_failure():
     source = source_of()
     first, second = episode_of(source), episode_of(source)

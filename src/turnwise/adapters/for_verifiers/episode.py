@@ -111,8 +111,18 @@ class Episode:
             return
         if type(env).close is TextEnv.close:
             return
+        closing = partial(self._alone, partial(self._closed, env))
+        if self._entered.locked():  # a cancelled call is still inside: nobody waits for it
+            threading.Thread(target=closing, name="turnwise-env-close", daemon=True).start()
+            return
         try:
-            await off_loop(partial(self._alone, env.close), timeout_s=CLOSE_TIMEOUT_S)
+            await off_loop(closing, timeout_s=CLOSE_TIMEOUT_S)
+        except Hung as error:
+            logger.warning("closing %s: %s", self.source.env_id, error)
+
+    def _closed(self, env: TextEnv) -> None:
+        try:
+            env.close()
         except Exception as error:  # the episode is scored; what its environment leaves behind is worth a warning
             logger.warning("closing %s failed: %s: %s", self.source.env_id, type(error).__name__, error)
 
