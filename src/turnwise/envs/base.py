@@ -115,6 +115,9 @@ class TextEnv(gymnasium.Env[str, str], ABC):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin the episode of `options["task"]`, or of a training task drawn with `self.np_random`.
 
+        An override may put the whole opening conversation under `info["messages"]`: it is then taken in place of the
+        instructions, worked examples and observation.
+
         Raises:
             ValueError: when there is no task to draw, or the task given lacks what the environment needs.
             TypeError: when `options["task"]` is no mapping.
