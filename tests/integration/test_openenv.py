@@ -28,7 +28,7 @@ START_S = 120.0  # their package takes seconds to import
 @pytest.fixture(scope="module")
 def wordle() -> Generator[str]:
     arguments = [word for key, value in WORDLE.items() for word in (f"--{key}", str(value))]
-    limits = ["--max-sessions", "3", "--session-timeout", "2"]
+    limits = ["--max-sessions", "3", "--session-timeout", "4"]
     yield local_url(Launch((*SERVE, "wordle", "--port", "{port}", *limits, *arguments), start_timeout_s=START_S))
     stop_all()
 

@@ -150,8 +150,10 @@ def test_a_message_beyond_the_bound_ends_the_session(monkeypatch: pytest.MonkeyP
 
 
 def test_a_server_that_hangs_is_left_after_its_time_and_its_session_with_it():
-    with fake_openenv(always(HANG)) as fake, closing(OpenEnv(fake.url, timeout_s=0.05)) as env:
+    with fake_openenv(always(HANG)) as fake, closing(OpenEnv(fake.url)) as env:
         env.reset(seed=0)
+        assert env.session is not None
+        env.session.timeout_s = 0.05
         with pytest.raises(OpenEnvError, match=r"did not answer within args.timeout_s = 0.05; the session is closed"):
             env.step("hello")
         with pytest.raises(OpenEnvError, match=r"step: the session with .* is closed; begin an episode with reset"):
@@ -195,13 +197,13 @@ def test_an_episode_that_is_over_at_its_reset_is_an_error():
 
 def test_a_full_server_is_waited_for():
     with fake_openenv(always(observed("on")), capacity=1) as fake:
-        first, second = OpenEnv(fake.url), OpenEnv(fake.url, timeout_s=0.1)
+        first, second = OpenEnv(fake.url), OpenEnv(fake.url, timeout_s=0.5)
         first.reset(seed=0)
-        with pytest.raises(OpenEnvError, match=r"no place became free within 0.1 s. Allow more sessions .*max_concurrent_envs"):
+        with pytest.raises(OpenEnvError, match=r"no place became free within 0.5 s. Allow more sessions .*max_concurrent_envs"):
             second.reset(seed=0)
         first.close()
-        second.reset(seed=0)
-        second.close()
+        with closing(OpenEnv(fake.url)) as third:
+            third.reset(seed=0)
 
 
 def test_a_server_that_is_not_there_is_named():

@@ -53,7 +53,6 @@ async def test_concurrent_rollouts_have_sessions_of_their_own_and_give_them_back
     ("answer", "said"),
     [
         (BREAK_OFF, "broke the connection off"),
-        (HANG, "did not answer within args.timeout_s = 0.05"),
         (observed("on", "much"), "'much', not a number"),
         (observed("x" * 60_000), "an observation of 60000 characters"),
     ],
@@ -62,8 +61,16 @@ async def test_what_a_server_does_wrong_errs_the_rollout_and_says_what(
     player: Player, policy_saying: Policy, answer: object, said: str
 ):
     with fake_openenv(lambda kind, _data: observed("go") if kind == "reset" else answer) as fake:
-        rollout = await player.play(_spec(_setup(fake, timeout_s=0.05)), policy_saying("ab"))
+        rollout = await player.play(_spec(_setup(fake)), policy_saying("ab"))
         await asyncio.to_thread(_wait_until_free, fake)
     assert rollout.stop_reason is StopReason.ERROR
     assert said in str(rollout.error)
     assert "step of fake raised, turn 1" in str(rollout.error)
+
+
+async def test_a_server_that_hangs_errs_the_rollout_and_its_session_is_left(player: Player, policy_saying: Policy):
+    with fake_openenv(lambda _kind, _data: HANG) as fake:
+        rollout = await player.play(_spec(_setup(fake, timeout_s=0.5)), policy_saying("ab"))
+        await asyncio.to_thread(_wait_until_free, fake)
+    assert rollout.stop_reason is StopReason.ERROR
+    assert "did not answer within args.timeout_s = 0.5" in str(rollout.error)

@@ -95,7 +95,7 @@ class OpenEnv(TextEnv):
             if value <= 0:
                 raise ValueError(f"args.{key} = {value} must be above 0")
         self.counted_by_server = tasks == "server"
-        self.splits = {} if tasks == "server" else seeded_splits(source, num_train=tasks, num_validation=tasks, seed=seed)
+        self.splits = {} if tasks == "server" else seeded_splits("seed", num_train=tasks, num_validation=tasks, seed=seed)
         self.source, self.timeout_s, self.reset_data = source, timeout_s, dict(reset or {})
         self.max_turns, self.system_prompt = max_turns, system_prompt
         self.templates = (opening if opening is not None else observation, observation)
