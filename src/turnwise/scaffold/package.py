@@ -45,10 +45,10 @@ EXAMPLES = {
         rewards="`win` is the outcome; `narrowed` pays the way, the same for every way; `format` costs words beside it.",
         seq_len=256,
         max_tokens=8,
-        temperature=0.7,
+        temperature=1.0,
         max_steps=12,
         num_eval=64,
-        weights="{ format = 3.0 }",
+        weights="{ format = 2.0 }",
     ),
     Kind.TOOLS: Example(
         summary="Look a person up in a directory, and answer in which room they are.",
@@ -56,7 +56,7 @@ EXAMPLES = {
         seq_len=1024,
         max_tokens=40,
         temperature=0.7,
-        max_steps=12,
+        max_steps=8,
         num_eval=32,
     ),
 }
