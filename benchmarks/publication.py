@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[0, 64], help="requests that are being sampled meanwhile")
     parser.add_argument("--engine-gpu", type=int, default=0)
-    parser.add_argument("--trainer-gpu", type=int, default=1)
+    parser.add_argument("--trainer-gpu", type=int, default=1, help="may be the engine's, for adapters")
     parser.add_argument("--scratch", type=Path, help="where weights are written; the folder for temporary files if unset")
     parser.add_argument("--vllm", nargs="*", default=[], metavar="KEY=JSON", help="further flags of vLLM")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for each kind")
@@ -94,12 +94,15 @@ def configuration(arguments: argparse.Namespace, model: Path, output: Path, kind
     """A run with this model."""
     on_gpu = arguments.device == "cuda"
     flags = {key: json.loads(value) for key, _, value in (flag.partition("=") for flag in arguments.vllm)}
+    gpus: dict[str, Any] = {"inference": [arguments.engine_gpu], "trainer": [arguments.trainer_gpu]}
+    if arguments.engine_gpu == arguments.trainer_gpu:
+        gpus |= {"share": True, "inference_memory": 0.5}
     lora = {"rank": arguments.rank, "alpha": 2.0 * arguments.rank} if kind == "lora" else None
     tables: dict[str, Any] = {
         "output_dir": str(output),
         "seq_len": PROMPT + TOKENS,
         "model": {"name": str(model), "dtype": "bfloat16", "load_format": "dummy" if on_gpu else "auto"},
-        "gpus": {"inference": [arguments.engine_gpu], "trainer": [arguments.trainer_gpu]} if on_gpu else {},
+        "gpus": gpus if on_gpu else {},
         "inference": {"engine": "vllm" if on_gpu else "embedded", "vllm": flags},
         "orchestrator": {"env": [{"id": "wordle"}], "max_inflight": max(1, *arguments.in_flight)},
         "trainer": {"model": {"lora": lora}, "weight_transfer": "files" if lora else "broadcast"},
