@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.hand_made import context_of
@@ -59,6 +59,19 @@ def test_right_advantages_pass(kind: str, per_turn: bool, tmp_path: Path):
     assert found.verdict is Verdict.PASS, found.evidence
     assert "2 groups recomputed" in found.evidence
     assert found.data["difference"] < 1e-12
+
+
+@settings(deadline=None)
+@given(turn_rewards=st.lists(turns, min_size=2, max_size=6), kind=st.sampled_from(KINDS), per_turn=st.booleans())
+@example(turn_rewards=[[10.0, -8.0], [-30.0, 20.0]], kind="grpo", per_turn=False)  # the later turn alone would say otherwise
+def test_advantages_of_a_run_never_count_as_running_against_the_rewards(
+    turn_rewards: list[list[float]], kind: str, per_turn: bool, tmp_path_factory: pytest.TempPathFactory
+):
+    advantage = {"kind": kind, "per_turn": per_turn}
+    context = context_of(
+        [group_of(turn_rewards), group_of([[1.0], [0.0]], 1)], tmp_path_factory.getbasetemp(), advantage=advantage
+    )
+    assert "against the rewards" not in ADVANTAGES.run(context).evidence
 
 
 @pytest.mark.parametrize("per_turn", [False, True])

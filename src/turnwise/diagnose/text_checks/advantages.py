@@ -24,7 +24,7 @@ def look(context: Context) -> Finding:
     settings = context.config.orchestrator.advantage
     groups = [judged for judged in context.groups if judged.fate is Fate.SIGNAL]
     notes = Notes()
-    _right_way(groups, notes)
+    _right_way(groups, notes, per_turn=settings.per_turn)
     difference = _as_recomputed(groups, settings, notes)
     if not settings.per_turn:
         _centred(groups, notes)
@@ -77,9 +77,9 @@ def _return(rollout: Rollout, turn: int) -> float:
     return sum(paid.reward for paid in rollout.turns[turn:])
 
 
-def _right_way(groups: Sequence[JudgedGroup], notes: Notes) -> None:
+def _right_way(groups: Sequence[JudgedGroup], notes: Notes, *, per_turn: bool) -> None:
     """Whoever earned more than the others has the larger advantage."""
-    against = [judged.group.id for judged in groups if _agreement(judged) < 0]
+    against = [judged.group.id for judged in groups if _agreement(judged, per_turn=per_turn) < 0]
     if against:
         notes.fail(
             f"in {len(against)} of {len(groups)} groups advantages run against the rewards (group {against[0]}: "
@@ -87,19 +87,21 @@ def _right_way(groups: Sequence[JudgedGroup], notes: Notes) -> None:
         )
 
 
-def _agreement(judged: JudgedGroup) -> float:
-    """Sum of advantage times the return less the group's mean return; positive for any that follow the rewards."""
+def _agreement(judged: JudgedGroup, *, per_turn: bool) -> float:
+    """Sum of advantage times what was earned beyond the group's mean; positive for any advantages that follow the rewards.
+
+    Earned: the reward of a rollout, or per turn the return from it on, where rollouts that have ended count with that of their
+    last turn.
+    """
+    rows = [row for row in zip(judged.group.rollouts, judged.advantages, strict=True) if row[0].ok and row[0].turns]
+    if not per_turn:
+        mean = fmean(rollout.reward for rollout, _ in rows)
+        return sum((rollout.reward - mean) * float(values[0]) for rollout, values in rows)
     total = 0.0
-    longest = max(len(rollout.turns) for rollout in judged.group.rollouts)
-    for turn in range(longest):
-        here = [
-            (_return(rollout, turn), float(values[turn]))
-            for rollout, values in zip(judged.group.rollouts, judged.advantages, strict=True)
-            if rollout.ok and turn < len(rollout.turns)
-        ]
-        if here:
-            mean = fmean(value for value, _ in here)
-            total += sum((value - mean) * advantage for value, advantage in here)
+    for turn in range(max(len(rollout.turns) for rollout, _ in rows)):
+        mean = fmean(_return(rollout, min(turn, len(rollout.turns) - 1)) for rollout, _ in rows)
+        here = [(rollout, values) for rollout, values in rows if turn < len(rollout.turns)]
+        total += sum((_return(rollout, turn) - mean) * float(values[turn]) for rollout, values in here)
     return total
 
 
