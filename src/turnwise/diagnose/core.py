@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from turnwise.envs.checks import raised_words
+
 if TYPE_CHECKING:
     from turnwise.diagnose.context import Context
 
@@ -50,9 +52,8 @@ class CheckFailed(Exception):
     @classmethod
     def because(cls, error: Exception) -> "CheckFailed":
         """As which an exception is told that nobody foresaw: with its place, and the traceback as lines."""
-        where = traceback.extract_tb(error.__traceback__)[-1]
         lines = "".join(traceback.format_exception(error)).splitlines()
-        return cls(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})", lines=lines)
+        return cls(raised_words(error), lines=lines)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Answers of `reset`, `step` and `finish`, checked by whoever plays an environment: nothing malformed is taken for a zero."""
 
 import math
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ from turnwise.envs.messages import ToolCall
 
 Message = dict[str, Any]
 OPENING_ROLES = ("system", "user", "assistant", "tool")
+
+
+def raised_words(error: BaseException) -> str:
+    """What was raised, and where: `TypeError: words (file.py:12)`."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
 
 
 class EnvNonsense(Exception):

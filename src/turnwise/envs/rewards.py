@@ -23,6 +23,16 @@ def compose(components: Mapping[str, float], config: RewardConfig, *, outcome_co
     return float(sum(config.weights.get(name, 1.0) * value for name, value in paying.items()))
 
 
+def totals(
+    components: Mapping[str, float], config: RewardConfig, *, outcome_components: Collection[str]
+) -> tuple[float, float, float]:
+    """The reward of one step as configured, dense, and sparse; arguments as of `compose`."""
+    weights = config.weights
+    dense = compose(components, RewardConfig(weights=weights), outcome_components=outcome_components)
+    sparse = compose(components, RewardConfig(mode="sparse", weights=weights), outcome_components=outcome_components)
+    return (dense if config.mode == "dense" else sparse), dense, sparse
+
+
 def check_weights(config: RewardConfig, component_names: Collection[str], *, env_id: str) -> None:
     """Refuse weights of components that the environment does not have.
 

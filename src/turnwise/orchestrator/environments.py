@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from turnwise.config import EnvConfig, RewardConfig
+from turnwise.config import EnvConfig
 from turnwise.envs import TextEnv, make
 from turnwise.envs.messages import Tool
-from turnwise.envs.rewards import check_weights, compose
+from turnwise.envs.rewards import check_weights, totals
+from turnwise.envs.spare import SpareEnvs
 from turnwise.orchestrator.overlong import COMPONENT as OVERLONG
 from turnwise.orchestrator.types import Message
 
@@ -31,23 +32,17 @@ class EnvSetup:
     tools: tuple[Tool, ...] = ()
     containers: "Pools | None" = None  # for environments that work in some
     wait_s: float = 0.0  # what an episode may wait for a container before it begins
-    spare: list[TextEnv] = field(default_factory=list[TextEnv])  # instances between two episodes
+    spare: SpareEnvs = field(default_factory=SpareEnvs)
 
     def take(self) -> TextEnv:
         """An instance for one episode."""
-        try:
-            env = self.spare.pop()
-        except IndexError:
-            env = make(self.config.id, self.config.args)
+        env = self.spare.take(self.config.id, self.config.args)
         env.containers = self.containers
         return env
 
     def give_back(self, env: TextEnv) -> bool:
         """Keep an instance for later episodes; False when it holds resources (it defines `close`) and must be closed."""
-        if type(env).close is not TextEnv.close:
-            return False
-        self.spare.append(env)
-        return True
+        return self.spare.keep(env)
 
     def opening(self, observation: str) -> list[Message]:
         system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
@@ -55,10 +50,7 @@ class EnvSetup:
 
     def totals(self, components: Mapping[str, float]) -> tuple[float, float, float]:
         """The reward of one step as configured, dense, and sparse."""
-        weights = self.config.reward.weights
-        dense = compose(components, RewardConfig(weights=weights), outcome_components=self.outcome_components)
-        sparse = compose(components, RewardConfig(mode="sparse", weights=weights), outcome_components=self.outcome_components)
-        return (dense if self.config.reward.mode == "dense" else sparse), dense, sparse
+        return totals(components, self.config.reward, outcome_components=self.outcome_components)
 
 
 def load_setups(

@@ -5,7 +5,6 @@ import hashlib
 import math
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,15 @@ import msgspec
 
 from turnwise.config import RLConfig
 from turnwise.envs import Outage, TextEnv
-from turnwise.envs.checks import EnvNonsense, checked_numbers, checked_opening, checked_reset, checked_step, clean_text
+from turnwise.envs.checks import (
+    EnvNonsense,
+    checked_numbers,
+    checked_opening,
+    checked_reset,
+    checked_step,
+    clean_text,
+    raised_words,
+)
 from turnwise.envs.messages import AssistantMessage
 from turnwise.inference.client import Completion
 from turnwise.inference.errors import EngineError, EngineUnavailable
@@ -253,10 +260,7 @@ class Episode:
         except Outage as error:
             raise EnvOutage(f"{what} of {self.setup.name}, turn {len(self.turns)}: {error}") from error
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.filename}:{where.lineno}"
-            words = f"{type(error).__name__}: {error}"
-            raise EnvFailure(f"{what} of {self.setup.name} raised, turn {len(self.turns)}: {words} ({place})") from error
+            raise EnvFailure(f"{what} of {self.setup.name} raised, turn {len(self.turns)}: {raised_words(error)}") from error
         finally:
             self.env_s += time.perf_counter() - before
 

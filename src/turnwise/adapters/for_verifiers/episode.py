@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from turnwise.adapters.answers import bounded_text
 from turnwise.adapters.for_verifiers.off_loop import Hung, off_loop
 from turnwise.adapters.for_verifiers.source import Source
 from turnwise.envs import Outage, Task, TextEnv
-from turnwise.envs.checks import EnvNonsense, Message, StepResult, checked_numbers, checked_reset, checked_step
+from turnwise.envs.checks import EnvNonsense, Message, StepResult, checked_numbers, checked_reset, checked_step, raised_words
 from turnwise.envs.messages import AssistantMessage, ToolCall
 
 CLOSE_TIMEOUT_S = 10.0  # what an environment may take to release its resources
@@ -168,9 +167,7 @@ class Episode:
         except Outage as error:
             raise EnvOutage(f"{what} of {self.source.env_id}, turn {self.turns}: {error}") from error
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            words = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-            raise EnvFailure(f"{what} of {self.source.env_id} raised, turn {self.turns}: {words}") from error
+            raise EnvFailure(f"{what} of {self.source.env_id} raised, turn {self.turns}: {raised_words(error)}") from error
         self._failed = before
         return answer
 

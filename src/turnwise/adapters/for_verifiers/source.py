@@ -11,7 +11,8 @@ from turnwise.config import RewardConfig, RLConfig
 from turnwise.envs import Task, TextEnv, make
 from turnwise.envs.containers import containers_of
 from turnwise.envs.messages import Tool
-from turnwise.envs.rewards import check_weights, compose
+from turnwise.envs.rewards import check_weights, totals
+from turnwise.envs.spare import SpareEnvs
 
 
 class Source:
@@ -55,7 +56,7 @@ class Source:
         self.outcome_components = frozenset(env.outcome_components)
         self.uses_containers = env.uses_containers
         self._tasks: dict[str, Sequence[Task]] = {}
-        self._spare: list[TextEnv] = []
+        self._spare = SpareEnvs()
         self._stack, self._pools = ExitStack(), None
         self._opening = Lock()  # two episodes that begin at once open containers once
 
@@ -100,27 +101,18 @@ class Source:
 
     def totals(self, components: Mapping[str, float]) -> tuple[float, float, float]:
         """The reward of some components as configured, dense, and sparse."""
-        weights = self.reward.weights
-        dense = compose(components, RewardConfig(weights=weights), outcome_components=self.outcome_components)
-        sparse = compose(components, RewardConfig(mode="sparse", weights=weights), outcome_components=self.outcome_components)
-        return (dense if self.reward.mode == "dense" else sparse), dense, sparse
+        return totals(components, self.reward, outcome_components=self.outcome_components)
 
     def take(self) -> TextEnv:
         """An instance that nobody else plays. Blocks, when containers have to be found first."""
-        try:
-            env = self._spare.pop()
-        except IndexError:
-            env = make(self.env_id, self.args)
+        env = self._spare.take(self.env_id, self.args)
         if self.uses_containers:
             env.containers = self._containers()
         return env
 
     def give_back(self, env: TextEnv) -> bool:
         """Keep an instance for later episodes; False when it holds resources (it defines `close`) and must be closed."""
-        if type(env).close is not TextEnv.close:
-            return False
-        self._spare.append(env)
-        return True
+        return self._spare.keep(env)
 
     @property
     def reset_timeout_s(self) -> float:

@@ -1,10 +1,11 @@
 """Calls of an environment under a time limit: one that hangs must not hang whoever judges it."""
 
 import threading
-import traceback
 from collections.abc import Callable
 from queue import Queue
 from typing import TypeVar
+
+from turnwise.envs.checks import raised_words
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +35,5 @@ def limited(what: str, call: Callable[[], Answer], *, timeout_s: float) -> Answe
         raise CallFailed(f"{what} does not answer within orchestrator.env.timeout_s = {timeout_s:g} s")
     answers, error = outcome.get()
     if error is not None:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise CallFailed(f"{what} raises {type(error).__name__}: {error} ({where.filename}:{where.lineno})") from error
+        raise CallFailed(f"{what} raises {raised_words(error)}") from error
     return answers[0]
