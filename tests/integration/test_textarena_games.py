@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from turnwise.adapters.textarena import OPPONENT_ACTIONS, TextArena
-from turnwise.envs import make
+from support.textarena_games import game, replay
+from turnwise.adapters.textarena import OPPONENT_ACTIONS
 
 pytest.importorskip("textarena")
 pytestmark = [
@@ -21,21 +20,6 @@ ALONE = {
     "Blackjack-v0": ["hit", "stand"] * 10,
     "TowerOfHanoi-v0": ["[A C]", "[A B]", "[C B]", "[A C]", "[B A]", "[B C]", "[A C]"],
 }
-
-
-def game(name: str, **args: Any) -> TextArena:
-    env = make(f"textarena:{name}", args)
-    assert isinstance(env, TextArena)
-    return env
-
-
-def replay(env: TextArena, replies: list[str], row: int = 0) -> list[Any]:
-    trace: list[Any] = [env.reset(options={"task": env.tasks("train")[row]})[0]]
-    for reply in replies:
-        trace.append(env.step(reply))
-        if env.over:
-            break
-    return trace
 
 
 @pytest.mark.parametrize("name", ALONE)

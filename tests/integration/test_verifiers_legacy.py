@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("verifiers.legacy", reason="needs turnwise[verifiers-legacy]")
 
-from support.adapted_rollout import played
+from support.adapted_rollout import assert_trained_on_what_was_sampled, played
 from turnwise.adapters.verifiers import Verifiers
 from turnwise.envs import make
 from turnwise.envs.checks import checked_opening, checked_step
 from turnwise.envs.messages import AssistantMessage, ToolCall
-from turnwise.orchestrator.types import StopReason
 
 pytestmark = [pytest.mark.verifiers, pytest.mark.filterwarnings("ignore")]
 
@@ -200,14 +199,7 @@ def test_the_reasoning_gym_environment_that_comes_with_verifiers_is_played(tmp_p
 
 async def test_a_rollout_keeps_the_tokens_that_were_sampled_and_trains_on_those_alone(tiny_model: Path):
     rollout, samples = await played("verifiers:classic-cases", {"kind": "guess"}, ["1", "3"], model=tiny_model, index=2)
-    assert (rollout.error, rollout.stop_reason) == (None, StopReason.TERMINATED)
-    assert [message["content"] for message in rollout.messages] == ["Say 3.", "1", "higher", "3"]
-    assert rollout.turns[-1].components == {"exact": 1.0, "short": 0.25}
-    assert rollout.turns[1].prompt_ids[: len(rollout.turns[0].prompt_ids)] == rollout.turns[0].prompt_ids
-    (sample,) = samples
-    trained = [token for token, chosen in zip(sample.token_ids, sample.loss_mask, strict=True) if chosen]
-    assert trained == [token for turn in rollout.turns for token in turn.sampled_ids]
-    assert [logprob for logprob, chosen in zip(sample.logprobs, sample.loss_mask, strict=True) if chosen] == [-0.5] * len(trained)
+    assert_trained_on_what_was_sampled(rollout, samples)
 
 
 async def test_a_failure_of_the_environment_is_an_errored_rollout_with_its_words(tiny_model: Path):

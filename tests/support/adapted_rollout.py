@@ -11,7 +11,7 @@ from turnwise.orchestrator.env_threads import EnvThreads
 from turnwise.orchestrator.environments import load_setups
 from turnwise.orchestrator.rollout import Player, RolloutSpec
 from turnwise.orchestrator.samples import to_samples
-from turnwise.orchestrator.types import Rollout
+from turnwise.orchestrator.types import Rollout, StopReason
 from turnwise.transport.messages import Sample
 
 
@@ -33,3 +33,15 @@ async def played(
         return rollout, to_samples(rollout, [1.0] * len(rollout.turns))
     finally:
         threads.close()
+
+
+def assert_trained_on_what_was_sampled(rollout: Rollout, samples: Sequence[Sample]) -> None:
+    """Of a game whose number 3 was found with the second reply, the first being 1."""
+    assert (rollout.error, rollout.stop_reason) == (None, StopReason.TERMINATED)
+    assert [message["content"] for message in rollout.messages] == ["Say 3.", "1", "higher", "3"]
+    assert rollout.turns[-1].components == {"exact": 1.0, "short": 0.25}
+    assert rollout.turns[1].prompt_ids[: len(rollout.turns[0].prompt_ids)] == rollout.turns[0].prompt_ids
+    (sample,) = samples
+    trained = [token for token, chosen in zip(sample.token_ids, sample.loss_mask, strict=True) if chosen]
+    assert trained == [token for turn in rollout.turns for token in turn.sampled_ids]
+    assert [logprob for logprob, chosen in zip(sample.logprobs, sample.loss_mask, strict=True) if chosen] == [-0.5] * len(trained)

@@ -10,28 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support import fake_textarena
+from support.textarena_games import game, replay
 from turnwise.adapters.textarena import TextArena
-from turnwise.envs import make
 
 
 @pytest.fixture(autouse=True)
 def arena(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "textarena", fake_textarena.module())
-
-
-def game(name: str, **args: Any) -> TextArena:
-    env = make(f"textarena:{name}", args)
-    assert isinstance(env, TextArena)
-    return env
-
-
-def replay(env: TextArena, replies: list[str], row: int = 0) -> list[Any]:
-    trace: list[Any] = [env.reset(options={"task": env.tasks("train")[row]})[0]]
-    for reply in replies:
-        trace.append(env.step(reply))
-        if env.over:
-            break
-    return trace
 
 
 def test_a_game_of_one_player_is_played_to_its_end():
