@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
@@ -105,6 +106,7 @@ def question_corpus(paragraphs: tuple[Paragraph, ...]) -> Corpus:
     return QUESTIONS.get(paragraphs, lambda: Corpus(paragraphs))
 
 
+@cache
 def _bm25s() -> Any:
     """The library, imported late, since most environments do without, and without JAX.
 
