@@ -164,7 +164,10 @@ def _vllm_env(config: RLConfig, *, on_gpu: bool) -> dict[str, str]:
     if config.model.quantized is not None:
         disabled = [name for name in os.environ.get(VLLM_DISABLED, "").split(",") if name]
         env[VLLM_DISABLED] = ",".join([*disabled, *VLLM_ROUNDING_KERNELS])
-    if not on_gpu:
+    if on_gpu:
+        # the CPU has hundreds of small tensors of an adapter to handle: with a thread a core, each would be a barrier of all
+        env["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    else:
         threads = config.inference.embedded.threads or usable_cores()
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,

@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from turnwise.config import LoraConfig
 from turnwise.trainer import fsdp
 from turnwise.trainer.lora import peft_name, save_adapter
 from turnwise.trainer.step import Learner
@@ -37,8 +38,14 @@ class PublishError(Exception):
     """Weights cannot be published. The message is complete: it is printed as it stands, without a traceback."""
 
 
-def write_policy(folder: Path, learner: Learner, tensors: dict[str, Tensor]) -> None:
+def write_policy(folder: Path, learner: Learner, tensors: dict[str, Tensor], lora: LoraConfig | None = None) -> None:
     """Write tensors of `full_tensors` to `folder`, as a PEFT adapter or a Hugging Face model.
+
+    Args:
+        folder: exists.
+        learner: the policy.
+        tensors: the file's.
+        lora: what to write beside an adapter; the policy's own configuration if None.
 
     Raises:
         OSError: the file system refused.
@@ -46,7 +53,7 @@ def write_policy(folder: Path, learner: Learner, tensors: dict[str, Tensor]) -> 
     """
     try:
         if learner.lora:
-            save_adapter(folder, tensors, learner.lora, learner.config.model.name)
+            save_adapter(folder, tensors, lora or learner.lora, learner.config.model.name)
             return
         learner.policy.model.save_pretrained(folder, state_dict=tensors)
     except SafetensorError as error:  # how safetensors reports a full disk, for one
@@ -89,11 +96,13 @@ def publish(
     """
     digest = Digest()
 
-    def see(name: str, tensor: Tensor) -> None:
-        digest.add(name, _as_served(learner, name, tensor))
+    def served(name: str, tensor: Tensor) -> Tensor:
+        tensor = _as_served(learner, name, tensor)
+        digest.add(name, tensor)
         learner.published.see(tensor)
+        return tensor
 
-    tensors = _on_rank_0(learner, engine_dtype(learner), see)
+    tensors = _on_rank_0(learner, engine_dtype(learner), served)
     if fsdp.rank() == 0:
         ready = WeightsReady(
             version=version,
@@ -103,7 +112,7 @@ def publish(
             metrics=metrics | learner.published.metrics(),
             canaries=list(canaries),
         )
-        announce(store, ready, lambda folder: write_policy(folder, learner, tensors))
+        announce(store, ready, lambda folder: write_policy(folder, learner, tensors, _lora_as_served(learner)))
         store.prune(keep)
 
 
@@ -131,21 +140,32 @@ def engine_dtype(learner: Learner) -> torch.dtype:
 
 
 def _as_served(learner: Learner, name: str, tensor: Tensor) -> Tensor:
-    """What an engine holds once it has read a tensor."""
+    """What an engine holds once it has read a tensor.
+
+    vLLM multiplies alpha / rank into B on the CPU, tensor by tensor, while nothing is generated: 0.04 s for 66 million parameters
+    with one thread, several times as much with many. So it is done here, before the file is written, with the same rounding.
+    """
     if learner.lora is None or learner.config.inference.engine != "vllm":
         return tensor
     scale = learner.lora.alpha / learner.lora.rank
     return served_adapter({name: tensor}, dtype=learner.dtype, scale=scale)[name]
 
 
+def _lora_as_served(learner: Learner) -> LoraConfig | None:
+    """The configuration that goes with `_as_served`: where the scale is in B, alpha / rank is 1."""
+    if learner.lora is None or learner.config.inference.engine != "vllm":
+        return learner.lora
+    return learner.lora.model_copy(update={"alpha": float(learner.lora.rank)})
+
+
 def _on_rank_0(
-    learner: Learner, dtype: torch.dtype, see: Callable[[str, Tensor], None] = lambda name, tensor: None
+    learner: Learner, dtype: torch.dtype, change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 ) -> dict[str, Tensor]:
-    """`whole_tensors`, on the CPU of rank 0; `see` gets each of them there while it is still where the policy is."""
+    """`whole_tensors`, on the CPU of rank 0; `change` makes of each what is kept, there, where the policy is."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in whole_tensors(learner, dtype):
         if fsdp.rank() == 0:
-            see(name, tensor)
+            tensor = change(name, tensor)
             tensors[name] = tensor if learner.lora else tensor.cpu()
     return _on_cpu(tensors)
 

@@ -77,6 +77,15 @@ def test_vllm_gets_the_worker_extension_and_a_path_to_it(monkeypatch: pytest.Mon
     assert command.env["PYTHONPATH"] == str(launcher.ENGINE_PATH)
 
 
+def test_vllm_on_a_gpu_has_one_cpu_thread_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert command.env["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    (command,) = engine_commands(config(engine="vllm"), Path("c"), gpus=[0])
+    assert command.env["OMP_NUM_THREADS"] == "6"
+
+
 def test_replicas_of_vllm_draw_different_noise() -> None:
     commands = engine_commands(config(engine="vllm", dp=3), Path("c"), gpus=[0, 1, 2])
     assert [flag(command.argv, "--seed") for command in commands] == ["0", "1", "2"]

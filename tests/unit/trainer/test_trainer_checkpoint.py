@@ -164,6 +164,26 @@ def test_the_digest_of_a_published_version_is_that_of_its_file(
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
+def test_an_adapter_for_vllm_has_its_scale_in_b(config_of: ConfigOf, device: torch.device) -> None:
+    """vLLM multiplies it in on the CPU otherwise, tensor by tensor. The checkpoint keeps the adapter as PEFT would write it."""
+    config = config_of({"model": {"lora": {"rank": 4, "alpha": 12}}}, inference={"engine": "vllm"})
+    learner = trained(config, device, 1)
+    store = WeightsStore(RunDir(config.output_dir).weights)
+    publish(learner, store, 1, {}, keep=2)
+    ready = store.poll(1)
+    assert ready is not None
+    folder = Path(ready.path)
+    served, held = load_file(next(folder.glob("*.safetensors"))), full_tensors(learner)
+    assert json.loads((folder / "adapter_config.json").read_text())["lora_alpha"] == 4
+    assert tensor_digest(served) == ready.digest
+    for name, tensor in held.items():
+        scale = 3 if "lora_B" in name else 1
+        torch.testing.assert_close(served[name], tensor.to(learner.dtype) * scale, rtol=0, atol=0)
+    save_checkpoint(learner, RunDir(config.output_dir), 1, PROGRESS)
+    (description,) = RunDir(config.output_dir).checkpoint(1).rglob("adapter_config.json")
+    assert json.loads(description.read_text())["lora_alpha"] == 12
+
+
 def test_versions_that_no_engine_needs_are_pruned(config_of: ConfigOf, device: torch.device) -> None:
     config = config_of()
     store = WeightsStore(RunDir(config.output_dir).weights)
