@@ -13,6 +13,7 @@ whenever one ends. A wave before is not counted. `server ms` is CPU time of the 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
 from turnwise.inference.launcher import EngineCommand, engine_commands
 from turnwise.launch.ports import free_range
+from turnwise.launch.quantized import quantized_model
 
 SIDE = Path(__file__).with_name("_offline_side.py")
 ROUTE = "--middleware"  # with ours, the server turns no token into text; the offline engine then does not either
@@ -69,8 +71,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         model = write_model_folder(scratch / arguments.shape, arguments.shape)
-        for lora in {"both": (False, True), "on": (True,), "off": (False,)}[arguments.lora]:
-            config = configuration(arguments, model, lora=lora)
+        adapters = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.lora]
+        for weights, lora in itertools.product(arguments.weights, adapters):
+            config = configuration(arguments, model, lora=lora, weights=weights)
             command = engine_commands(config, scratch / "config.toml", gpus=config.gpus.inference)[0]
             folder = write_adapter_folder(scratch / "adapter", arguments.shape, arguments.rank) if lora else None
             work = Work(
@@ -84,9 +87,10 @@ def main() -> int:
                 seeds=arguments.seeds,
                 adapter=None if folder is None else str(folder),
             )
-            served = serve(command, work, scratch / f"server_{lora}.log", arguments.time_limit)
+            served = serve(command, work, scratch / f"server_{weights}_{lora}.log", arguments.time_limit)
             about = offline(command, work, scratch, arguments.time_limit)
-            results += [compare(a, b, lora=lora) for a, b in zip(served, about.pop("rows"), strict=True)]
+            pairs = zip(served, about.pop("rows"), strict=True)
+            results += [compare(a, b, lora=lora) | {"weights": weights} for a, b in pairs]
             print(table(results), flush=True)
     worst = min(row["share"] for row in results)
     print(f"\nworst: {worst:.1%} of the offline rate, goal {GOAL:.0%}: {'met' if worst >= GOAL else 'missed'}")
@@ -108,6 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256, help="new tokens of each reply")
     parser.add_argument("--lora", choices=["off", "on", "both"], default="both")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter, on all linear layers")
+    parser.add_argument("--weights", choices=["bfloat16", "mxfp4"], nargs="+", default=["bfloat16"], help="one after the other")
     parser.add_argument("--seeds", action="store_true", help="give each request a seed of its own")
     parser.add_argument("--vllm", nargs="*", default=[], metavar="KEY=JSON", help="further flags of vLLM, on both sides")
     parser.add_argument("--time-limit", type=float, default=400.0, help="seconds for each side")
@@ -115,8 +120,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def configuration(arguments: argparse.Namespace, model: Path, *, lora: bool) -> RLConfig:
+def configuration(arguments: argparse.Namespace, model: Path, *, lora: bool, weights: str) -> RLConfig:
     """What a run with this model would be started with."""
+    quant = {"quant": {"kind": "mxfp4"}} if weights == "mxfp4" else {}
     flags = {key: json.loads(value) for key, _, value in (flag.partition("=") for flag in arguments.vllm)}
     most = max(arguments.concurrency)
     tables: dict[str, Any] = {
@@ -127,9 +133,11 @@ def configuration(arguments: argparse.Namespace, model: Path, *, lora: bool) -> 
         # one thread on a CPU: with more, other work on the same cores stops the engine at each of its barriers
         "inference": {"engine": "vllm", "port": free_range("127.0.0.1", 1), "vllm": flags, "embedded": {"threads": 1}},
         "orchestrator": {"env": [{"id": "wordle"}], "max_inflight": most, "max_staleness": 1},
-        "trainer": {"model": {"lora": {"rank": arguments.rank, "alpha": 2.0 * arguments.rank}}},
+        "trainer": {"model": {"lora": {"rank": arguments.rank, "alpha": 2.0 * arguments.rank}, **quant}},
     }
     config = RLConfig.model_validate(tables)
+    packed = quantized_model(config, str(model))  # the shape alone: None where the weights are plain
+    config = config.model_copy(update={"model": config.model.model_copy(update={"quantized": packed})})
     if lora:
         return config
     without = config.trainer.model.model_copy(update={"lora": None})
@@ -266,13 +274,13 @@ def compare(served: dict[str, Any], alone: dict[str, Any], *, lora: bool) -> dic
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| LoRA | requests at a time | offline tokens/s | through the client | share | server ms | server CPU |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| weights | LoRA | requests at a time | offline tokens/s | through the client | share | server ms | server CPU |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results:
         client, alone = row["client"], row["offline"]
         lines.append(
-            f"| {'on' if row['lora'] else 'off'} | {row['concurrency']} | {alone['tokens_per_s']:,.0f} "
+            f"| {row['weights']} | {'on' if row['lora'] else 'off'} | {row['concurrency']} | {alone['tokens_per_s']:,.0f} "
             f"| {client['tokens_per_s']:,.0f} | {row['share']:.1%} | {client['server_cpu_ms_per_request']:.2f} "
             f"| {client['server_cpu_share']:.0%} |"
         )

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace, model: Path, gpus: int, output: Path) -> 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(max(1, gpus)), "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(SIDE), json.dumps(work)]
     began = time.monotonic()
-    process = subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))})
+    offered = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    process = subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(offered[:gpus])})
     try:
         code = process.wait(arguments.time_limit)
     except subprocess.TimeoutExpired:
