@@ -50,6 +50,10 @@ class SweepConfig(Config):
     overlays: list[Path] = Field(default_factory=list)
     """Files over every run's own, which shorten a sweep; what they change is printed and stands on the page."""
 
+    overlay_overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What an overlay changes in single experiments alone, by id: `[overlay_overrides.e12.inference.noise] sigma_start = 0.02`.
+    Ids of other sweeps may stand there, since one overlay goes behind several."""
+
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Values of a run's configuration over all files: `[overrides.orchestrator] max_staleness = 0`."""
 

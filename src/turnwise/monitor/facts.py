@@ -18,11 +18,12 @@ UPDATE, UPDATE_RATIO, LEARNING_RATE = "actor/update_norm", "actor/update_ratio",
 PUBLISHED_CHANGE = "actor/published_change/share"
 REWARDED = "actor/rewarded_logprob_change"
 NONFINITE = "monitor/nonfinite/count"
+SIGMA = "noise/sigma"
 
 KEPT = frozenset(
     [
         *(REWARD, SPREAD, BEST, WORST, EQUAL, COMMON_REPLY, ENTROPY, KL, MISMATCH, GRADIENT, CLIPPED),
-        *(UPDATE, UPDATE_RATIO, LEARNING_RATE, PUBLISHED_CHANGE, REWARDED),
+        *(UPDATE, UPDATE_RATIO, LEARNING_RATE, PUBLISHED_CHANGE, REWARDED, SIGMA),
     ]
 )
 FEWEST_RECENT, MOST_RECENT = 5, 20  # steps that stand for "now": a quarter of the run, between these

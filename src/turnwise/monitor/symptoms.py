@@ -15,6 +15,7 @@ CONSTANT_SHARE = 0.8  # of the replies that are the same one
 CONSTANT_GROWTH = 2.0  # against the start of the run: a model that begins with one reply has not collapsed to it
 ENTROPY_FLOOR = 0.02  # nats a token: one choice in fifty tokens that is not certain
 ENTROPY_LOSS = 0.2  # of the entropy at the start; a policy that began near the floor has not collapsed to it
+NOISE_KL = 0.1  # nats a token from which replies come from a policy too far off to learn from
 KL_LIMIT = 0.5  # nats a token between two policies that should be one or two steps apart
 BLOW_UP = 100.0  # gradient norms against their median before
 CEILING = 0.95  # of the way from the worst to the best reward of any rollout
@@ -72,6 +73,17 @@ def constant_replies(facts: Facts) -> Symptom | None:
     )
 
 
+def noise_too_large(facts: Facts) -> Symptom | None:
+    """Noise in the norms of the policy that samples took it so far off that its replies say nothing about the clean one."""
+    sigma, now = f.middle(facts.recent(f.SIGMA)), f.middle(facts.recent(f.MISMATCH))
+    if not sigma or now is None or now <= KL_LIMIT:
+        return None
+    return Symptom(
+        f"noise of sigma {sigma:.2g} in the norms took the sampling policy {now:.2g} nats a token away from the one that trains",
+        f"lower inference.noise.sigma_start until mismatch/kl/mean stays below {NOISE_KL}: small norm weights bear little noise",
+    )
+
+
 def policies_apart(facts: Facts) -> Symptom | None:
     for name, text in (
         (f.MISMATCH, "engine and trainer disagree about the sampled tokens"),
@@ -105,7 +117,7 @@ def no_entropy(facts: Facts) -> Symptom | None:
     )
 
 
-COLLAPSES: tuple[Rule, ...] = (not_finite, constant_replies, policies_apart, gradient_blow_up)
+COLLAPSES: tuple[Rule, ...] = (not_finite, constant_replies, noise_too_large, policies_apart, gradient_blow_up)
 
 
 # --- no signal --------------------------------------------------------------------------------------------------------

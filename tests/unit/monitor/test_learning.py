@@ -55,6 +55,15 @@ def verdict(run: Mapping[int, Mapping[str, float]], *fragments: str) -> Learning
     return found
 
 
+def test_noise_that_drowns_the_policy_is_named_and_not_taken_for_a_fault_of_the_engine() -> None:
+    curves: dict[str, Curve] = {"mismatch__kl__mean": lambda step: 0.003 if step < 80 else 1.4}
+    noisy: dict[str, Curve] = {**curves, "noise__sigma": lambda step: 0.0 if step < 80 else 0.05}
+    found = verdict(planted(lambda step: 0.2, **noisy), "noise of sigma 0.05", "1.4 nats a token")
+    assert found.state is State.COLLAPSING
+    assert "inference.noise.sigma_start" in found.remedy
+    verdict(planted(lambda step: 0.2, **curves), "engine and trainer disagree")
+
+
 def test_a_reward_that_rises_is_learning_and_the_reason_says_from_where_to_where() -> None:
     found = verdict(planted(lambda step: 0.2 + 0.4 * step / 120), "the reward rose from 0.2", "(steps 1 to ", "standard errors")
     assert found.state is State.LEARNING

@@ -125,7 +125,8 @@ def plan_sweep(sweep: SweepConfig, flags: Mapping[str, Any], *, only: Sequence[s
 def _compose(sweep: SweepConfig, run: SweepRunConfig, flags: Tables) -> Request:
     """All of a run but its seed and its folder."""
     request = _read(sweep.files, run.files, sweep.overlays)
-    over = merge(merge(sweep.overrides, run.overrides), flags)
+    values = merge(merge(sweep.overrides, run.overrides), sweep.overlay_overrides.get(run.id, {}))
+    over = merge(values, flags)
     taken = [key for key in ("seed", "output_dir", "run_name", "trajectories_dir") if key in over]
     if taken:
         raise ConfigError(f"{', '.join(taken)} of a run is given by the sweep; use its own keys `seeds`, `output_dir` and `id`.")

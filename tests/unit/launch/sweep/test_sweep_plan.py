@@ -89,6 +89,15 @@ def test_what_an_overlay_changes_in_some_experiments_only_names_them(tmp_path: P
     assert made.plan().shortened == ["max_steps: 4 -> 1  (b)", "seq_len: 2048 -> 300", "max_steps: 7 -> 1  (a)"]
 
 
+def test_an_overlay_may_change_one_experiment_alone_and_name_experiments_of_other_sweeps(tmp_path: Path):
+    one = "[overlay_overrides.b]\nmax_steps = 2\n[overlay_overrides.of_another_sweep]\nmax_steps = 3"
+    made = Fakes(tmp_path, "a", "b", keys=f'overlays = ["small.toml"]\n{one}')
+    (tmp_path / "small.toml").write_text("max_steps = 1\n")
+    plan = made.plan()
+    assert {run.experiment.id: run.config.max_steps for run in plan.runs} == {"a": 1, "b": 2}
+    assert sorted(plan.shortened) == ["max_steps: 4 -> 1  (a)", "max_steps: 4 -> 2  (b)"]
+
+
 def test_what_the_command_line_changes_is_told_like_an_overlay(tmp_path: Path):
     made = Fakes(tmp_path, "a", keys='overlays = ["small.toml"]\n[overrides.orchestrator]\nmax_staleness = 0')
     (tmp_path / "small.toml").write_text("max_steps = 1\nseq_len = 300\n")
