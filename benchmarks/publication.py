@@ -53,12 +53,16 @@ def main() -> int:
         model = model_folder(Path(name) / arguments.shape, arguments)
         for kind in arguments.kinds:
             config = configuration(arguments, model, Path(name) / kind, kind)
-            rows += asyncio.run(asyncio.wait_for(measure(arguments, config, kind), arguments.time_limit))
+            try:
+                asyncio.run(asyncio.wait_for(measure(arguments, config, kind, rows), arguments.time_limit))
+            except TimeoutError:
+                print(f"{kind}: {arguments.time_limit:g} s were over; what was measured stays", file=sys.stderr)
             print(table(rows), flush=True)
             if arguments.json:
                 settings = {key: str(value) for key, value in vars(arguments).items()}
                 arguments.json.write_text(json.dumps({"settings": settings, "goals": GOALS, "rows": rows}, indent=1))
-    return 0
+    measured = {(row["kind"], row["in_flight"]) for row in rows}
+    return 0 if len(measured) == len(arguments.kinds) * len(set(arguments.in_flight)) else 1
 
 
 def parse() -> argparse.Namespace:
@@ -171,8 +175,8 @@ class TimedClient(InferenceClient):
 # --- the measurement --------------------------------------------------------------------------------------------------
 
 
-async def measure(arguments: argparse.Namespace, config: RLConfig, kind: str) -> list[dict[str, Any]]:
-    """A row for each number of requests in flight."""
+async def measure(arguments: argparse.Namespace, config: RLConfig, kind: str, rows: list[dict[str, Any]]) -> None:
+    """Append a row for each number of requests in flight."""
     plan = compose(config, run_id="publication")
     write_resolved(config, plan.run_dir.config)
     (serving,), (training,) = plan.of_role("inference"), plan.of_role("trainer")
@@ -189,11 +193,10 @@ async def measure(arguments: argparse.Namespace, config: RLConfig, kind: str) ->
             policy = Policy(client, WeightsStore(RunDir(config.output_dir).weights), stop_ids=[], max_loaded=config.adapter_slots)
             versions = Versions(policy, client, trainer)
             await versions.next(kind)  # the first request of each kind starts things that stay
-            rows = [await one_row(arguments, versions, kind, load) for load in arguments.in_flight]
+            for load in arguments.in_flight:
+                rows.append(await one_row(arguments, versions, kind, load) | {"shape": arguments.shape, "rank": arguments.rank})
+                rows[-1] |= {key: about[key] for key in ("parameters", "device")}
             await policy.close()
-    for row in rows:
-        row |= {key: about[key] for key in ("parameters", "device")} | {"shape": arguments.shape, "rank": arguments.rank}
-    return rows
 
 
 async def one_row(arguments: argparse.Namespace, versions: "Versions", kind: str, load: int) -> dict[str, Any]:
@@ -240,17 +243,15 @@ class Versions:
 
 @asynccontextmanager
 async def requests_in_flight(policy: Policy, vocabulary: int, number: int, count: dict[int, int]) -> AsyncGenerator[None]:
-    """So many requests that are sampled all the while, to their end; `count` gets their tokens by version.
+    """So many requests that are sampled all the while, and cut at the end; `count` gets their tokens by version.
 
     Raises:
         ExceptionGroup: of a RuntimeError where a reply goes back to an older version, or names one that is not served yet.
     """
-    over = False
-
     async def one(seed: int) -> None:
         generate = policy.generator(temperature=1.0, affinity=str(seed))
         prompt = [3 + (seed * 7919 + place * 104_729) % (vocabulary - 3) for place in range(PROMPT)]
-        while not over:
+        while True:
             reply = await generate(prompt, TOKENS, seed)
             versions = [version for version, _ in reply.spans]
             if versions != sorted(versions) or versions[-1] > policy.version:
@@ -259,10 +260,10 @@ async def requests_in_flight(policy: Policy, vocabulary: int, number: int, count
                 count[version] = count.get(version, 0) + tokens
 
     async with asyncio.TaskGroup() as group:
-        for seed in range(number):
-            group.create_task(one(seed))
+        tasks = [group.create_task(one(seed)) for seed in range(number)]
         yield
-        over = True
+        for task in tasks:
+            task.cancel()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
