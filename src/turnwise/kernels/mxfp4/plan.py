@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 STEP = 128  # codes along K that a program decodes at a time
-CROSSOVER = 64  # tokens, where CROSSOVERS has no measurement
+CROSSOVER = 128  # tokens, where CROSSOVERS has no measurement; on an H200 the right one for all three shapes that were measured
 CROSSOVERS: dict[tuple[int, int], int] = {}
-"""Most tokens at which the fused product is the faster one, by (N, K) of the weight.
+"""Most tokens at which the fused product is the faster one, by (N, K) of the weight, where that is not CROSSOVER.
 
-`benchmarks/mxfp4.py --measure-crossover` prints this table for a GPU. Nothing has been measured yet: 64 is the number of tokens
-that one pass over the weight can serve, and by the bytes moved, decoding before multiplying cannot win before 100 or so.
+`benchmarks/mxfp4.py --measure-crossover` prints this table for a GPU. One pass over the weight serves 64 tokens; two passes are still
+faster than decoding it into memory, three are not.
 """
 
 
