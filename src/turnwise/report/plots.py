@@ -105,6 +105,7 @@ _LENGTH = {
     "reply length (tokens)": [("response_length/mean", "mean"), ("response_length/max", "max"), ("response_length/min", "min")],
     "turns a rollout": [("num_turns/mean", "turns")],
 }
+STEP_SECONDS = "timing/step_s"
 _STEP_PARTS = (
     ("timing/train_s", "training"),
     ("timing/publish_s", "publishing weights"),
@@ -122,7 +123,8 @@ def _lines(run: Run, title: str, lines: list[tuple[str, str]], *, from_zero: boo
 
     def draw(axes: "Axes") -> None:
         for (name, label), colour in zip(lines, COLOURS, strict=False):
-            _curve(axes, *run.series(name), colour=colour, label=label if len(lines) > 1 else None)
+            series = run.step_seconds() if name == STEP_SECONDS else run.series(name)
+            _curve(axes, *series, colour=colour, label=label if len(lines) > 1 else None)
         axes.set_title(title)
         if from_zero:
             axes.set_ylim(bottom=0)
@@ -196,7 +198,7 @@ def _component_panels(run: Run) -> list[Draw]:
 
 def _timing_panels(run: Run) -> list[Draw]:
     panels: list[Draw] = []
-    if run.series("timing/step_s")[0]:
+    if run.series(STEP_SECONDS)[0]:
         panels.append(lambda axes: _step_shares(axes, run))
     wanted = {
         "share of time idle": [("perf/trainer_idle/share", "trainer"), ("perf/engine_idle/share", "engine")],
@@ -206,14 +208,14 @@ def _timing_panels(run: Run) -> list[Draw]:
             ("perf/held_by_evaluation/share", "by evaluations"),
         ],
         "sampled tokens/s": [("throughput/tokens_per_s", "tokens/s")],
-        "seconds": [("timing/step_s", "step"), ("timing/rollout_s", "rollouts"), ("timing/swap_s", "weight swap")],
+        "seconds": [(STEP_SECONDS, "step"), ("timing/rollout_s", "rollouts"), ("timing/swap_s", "weight swap")],
     }
     return panels + _named_panels(run, wanted, from_zero=True)
 
 
 def _step_shares(axes: "Axes", run: Run) -> None:
     """Where the trainer's step goes: parts that follow each other, as shares of the whole."""
-    steps, totals = run.series("timing/step_s")
+    steps, totals = run.series(STEP_SECONDS)
     parts = [
         [run.metrics[step].get(name, 0.0) / max(total, 1e-9) for step, total in zip(steps, totals, strict=True)]
         for name, _ in _STEP_PARTS

@@ -83,6 +83,12 @@ class Run:
         steps = [step for step, values in self.metrics.items() if name in values]
         return steps, [self.metrics[step][name] for step in steps]
 
+    def step_seconds(self) -> tuple[list[int], list[float]]:
+        """Steps and their seconds, the first without its wait for a batch: that is the wait for the engines to start."""
+        steps, seconds = self.series("timing/step_s")
+        waited = self.metrics[steps[0]].get("timing/wait_batch_s", 0.0) if steps else 0.0
+        return steps, [max(0.0, value - (0.0 if at else waited)) for at, value in enumerate(seconds)]
+
     def components(self) -> set[str]:
         """Names of reward components, as training reports them or evaluated rollouts carry them."""
         trained = {name.removeprefix("reward/").removesuffix("/mean") for name in self.names("reward/", "/mean")}

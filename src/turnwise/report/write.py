@@ -62,8 +62,7 @@ def _summary(run: Run) -> str:
     steps, planned = run.train_steps, run.config.get("max_steps")
     if not steps:
         return "No optimiser step has been recorded yet." + (f" Planned: {planned}." if planned else "")
-    # the first step's wait is that for engines to start
-    seconds = sum(run.series("timing/step_s")[1]) - run.metrics[steps[0]].get("timing/wait_batch_s", 0.0)
+    seconds = sum(run.step_seconds()[1])
     lines = [
         f"- {_verdict(run)}",
         f"- Steps: {steps[-1]}" + (f" of {planned}" if planned else "") + (f", {_duration(seconds)} of steps" if seconds else ""),

@@ -53,6 +53,14 @@ def test_broken_files_cost_only_themselves(tmp_path: Path, caplog: pytest.LogCap
         assert name in caplog.text
 
 
+def test_the_wait_for_the_engines_to_start_is_no_time_of_a_step(tmp_path: Path) -> None:
+    lines = [{"step": step, "timing/step_s": 2.0 + (130 if step == 3 else 0), "timing/wait_batch_s": 130.5} for step in (3, 4, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Run.load(tmp_path).step_seconds() == ([3, 4, 5], [1.5, 2.0, 2.0])
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert Run.load(tmp_path).step_seconds() == ([], [])
+
+
 def test_a_moved_run_folder_still_finds_its_trajectories(tmp_path: Path) -> None:
     root = plant_run(tmp_path / "run", steps=2)
     (root / "config.toml").write_text('trajectories_dir = "/not/here"\n' + (root / "config.toml").read_text())
