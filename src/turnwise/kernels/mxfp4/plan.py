@@ -7,8 +7,8 @@ CROSSOVER = 128  # tokens, where CROSSOVERS has no measurement; on an H200 the r
 CROSSOVERS: dict[tuple[int, int], int] = {}
 """Most tokens at which the fused product is the faster one, by (N, K) of the weight, where that is not CROSSOVER.
 
-`benchmarks/mxfp4.py --measure-crossover` prints this table for a GPU. One pass over the weight serves 64 tokens; two passes are still
-faster than decoding it into memory, three are not.
+`benchmarks/mxfp4.py --measure-crossover` prints this table for a GPU. One pass over the weight serves 64 tokens; two passes are
+still faster than decoding it into memory, three are not.
 """
 
 
