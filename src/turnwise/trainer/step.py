@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -118,9 +120,18 @@ class Learner:
 
     def save_tokenizer(self, folder: Path) -> None:
         """Put the tokenizer beside published weights, so that the folder is a complete model."""
+        for name, content in self._tokenizer_files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)  # some have a folder of further chat templates
+            (folder / name).write_bytes(content)
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[Path, bytes]:
+        """By name: each version of whole weights gets them, and reading a tokenizer of 150,000 tokens takes half a second."""
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(self.config.model.name).save_pretrained(folder)
+        with TemporaryDirectory() as scratch:
+            AutoTokenizer.from_pretrained(self.config.model.name).save_pretrained(scratch)
+            return {path.relative_to(scratch): path.read_bytes() for path in Path(scratch).rglob("*") if path.is_file()}
 
 
 class Passes:

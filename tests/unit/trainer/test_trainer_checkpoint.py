@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.batches import ConfigOf, make_batch
 from turnwise.config import RLConfig
@@ -182,6 +182,16 @@ def test_an_adapter_for_vllm_has_its_scale_in_b(config_of: ConfigOf, device: tor
     save_checkpoint(learner, RunDir(config.output_dir), 1, PROGRESS)
     (description,) = RunDir(config.output_dir).checkpoint(1).rglob("adapter_config.json")
     assert json.loads(description.read_text())["lora_alpha"] == 12
+
+
+def test_every_version_of_whole_weights_has_the_tokenizer(config_of: ConfigOf, device: torch.device) -> None:
+    config = config_of(VARIANTS["full"])
+    store = WeightsStore(RunDir(config.output_dir).weights)
+    learner = trained(config, device)
+    for version in (0, 1):
+        publish(learner, store, version, {}, keep=9)
+        served, own = (AutoTokenizer.from_pretrained(folder) for folder in (store.path(version), config.model.name))
+        assert (served.get_vocab(), served.chat_template) == (own.get_vocab(), own.chat_template)
 
 
 def test_versions_that_no_engine_needs_are_pruned(config_of: ConfigOf, device: torch.device) -> None:
