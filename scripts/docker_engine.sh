@@ -1,12 +1,14 @@
 #!/bin/sh
 # A private Docker engine for the container tests: its own data, socket and network namespace, so that nothing of the host changes.
-# usage: docker_engine.sh start|stop|kill|status DIR     (start prints the DOCKER_HOST to use; kill is for tests of a crash)
+# usage: docker_engine.sh start|stop|kill|status DIR [bridge]     (start prints the DOCKER_HOST to use; kill is for tests of a crash;
+# with bridge, containers have the engine's usual network, whose published ports are on the loopback interface of its namespace)
 set -eu
 
 action=${1:-}
 home=${2:-}
+network=${3:-none}
 usage() {
-	echo "usage: $0 start|stop|kill|status DIR" >&2
+	echo "usage: $0 start|stop|kill|status DIR [bridge]" >&2
 	exit 2
 }
 [ -n "$home" ] || usage
@@ -34,10 +36,13 @@ start() {
 		mkdir -p "$home"
 		rm -f "$pidfile"
 		files=$(ulimit -Hn)
+		alone="--iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --bridge=none"
+		[ "$network" = bridge ] && alone=
+		# shellcheck disable=SC2086  # its words are options
 		setsid unshare -n -- sh -c 'ip link set lo up; exec dockerd "$@"' dockerd \
 			--host="unix://$socket" --data-root="$home/data" --exec-root="$home/run" --pidfile="$pidfile" \
-			--storage-driver=overlay2 --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --bridge=none \
-			--exec-opt native.cgroupdriver=cgroupfs --default-ulimit "nofile=$files:$files" >>"$home/log" 2>&1 </dev/null &
+			--storage-driver=overlay2 $alone --exec-opt native.cgroupdriver=cgroupfs \
+			--default-ulimit "nofile=$files:$files" >>"$home/log" 2>&1 </dev/null &
 	fi
 	for _ in $(seq 150); do
 		if ready; then

@@ -22,13 +22,23 @@ def shared_engine() -> str:
 
 
 class PrivateEngine:
-    """An engine of a test's own, on a short path, since a socket's may have 107 characters."""
+    """An engine of a test's own, on a short path, since a socket's may have 107 characters.
 
-    def __init__(self, home: Path):
-        self.home = home
+    Args:
+        home: where it keeps its data.
+        network: `bridge` for containers with an engine's usual network, in the network namespace of this engine.
+    """
+
+    def __init__(self, home: Path, network: str = "none"):
+        self.home, self.network = home, network
+
+    def inside(self) -> list[str]:
+        """What to put before a command line that shall reach published ports."""
+        return ["nsenter", f"--net=/proc/{(self.home / 'docker.pid').read_text()}/ns/net"]
 
     def _call(self, action: str) -> str:
-        done = subprocess.run(["sh", str(SCRIPT), action, str(self.home)], capture_output=True, text=True, timeout=120)
+        words = ["sh", str(SCRIPT), action, str(self.home), self.network]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise RuntimeError(f"docker_engine.sh {action}: {done.stderr}")
         return done.stdout.strip()

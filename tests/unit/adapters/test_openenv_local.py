@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.adapters.openenv.local import Launch, image_command, local_url, stop_all
+from turnwise.adapters.openenv.local import Launch, image_launch, local_url, stop_all
 from turnwise.adapters.openenv.wire import OpenEnvError, get_json
 
 HEALTHY = """
@@ -58,17 +58,17 @@ def test_a_command_is_started_once_and_a_crash_is_an_error_with_the_end_of_its_l
         stop_all()
 
 
-def test_a_command_ends_with_the_process_that_started_it_even_when_that_is_killed(tmp_path: Path):
+def test_a_command_ends_with_the_process_that_started_it_even_when_its_whole_group_is_killed(tmp_path: Path):
     script = (
         "import sys, time; from turnwise.adapters.openenv.local import Launch, local_url\n"
         "local_url(Launch((sys.executable, '-c', sys.argv[1], '{port}', sys.argv[2]), sys.argv[3])); print('up', flush=True)\n"
         "time.sleep(60)"
     )
     words = [sys.executable, "-c", script, HEALTHY, str(tmp_path / "pid"), str(tmp_path / "log")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"up\n"
-        parent.kill()
+        os.killpg(parent.pid, signal.SIGKILL)
     assert ends(int((tmp_path / "pid").read_text()))
 
 
@@ -97,17 +97,41 @@ def test_a_program_that_does_not_exist_is_named():
     stop_all()
 
 
-def test_an_image_is_served_on_the_loopback_interface_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    docker = tmp_path / "docker"
-    docker.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+def fake_docker(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    docker = folder / "docker"
+    docker.write_text(f"#!/bin/sh\n{script}\n")
     docker.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(OpenEnvError, match=r"ended with exit code 1") as caught:
-        local_url(Launch(image_command("games/echo:1"), str(tmp_path / "log")))
-    words = (tmp_path / "log").read_text().split()
-    published = words[words.index("--publish") + 1]
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_an_image_is_served_on_the_loopback_interface_and_its_container_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = tmp_path / "calls"
+    fake_docker(tmp_path, monkeypatch, f'echo "$@" >> {calls}; [ "$1" = rm ]')
+    launch = image_launch("games/echo:1", str(tmp_path / "log"))
+    assert launch == image_launch("games/echo:1", str(tmp_path / "log"))  # which is how environments share a server
+    with pytest.raises(OpenEnvError, match=r"docker run .* ended with exit code 1; its log .* is empty"):
+        local_url(launch)
+    run, removal = (line.split() for line in calls.read_text().splitlines())
+    name, published = run[run.index("--name") + 1], run[run.index("--publish") + 1]
     host, port, inside = published.split(":")
     assert (host, inside) == ("127.0.0.1", "8000")
-    assert words == ["run", "--rm", "--init", "--name", f"turnwise-openenv-{port}", "--publish", published, "games/echo:1"]
-    assert "docker run" in str(caught.value)
+    assert name.endswith(f"-{port}")
+    assert run == ["run", "--rm", "--init", "--name", name, "--publish", published, "games/echo:1"]
+    assert removal == ["rm", "--force", "--volumes", name]
+    stop_all()
+
+
+def test_a_container_that_cannot_be_removed_is_named_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_docker(tmp_path, monkeypatch, 'echo "no engine" >&2; exit 125')
+    with pytest.raises(OpenEnvError, match=r"no engine\ndocker rm --force --volumes turnwise-openenv-\S+: no engine"):
+        local_url(image_launch("games/echo:1", str(tmp_path / "log")))
+    stop_all()
+
+
+def test_an_image_without_docker_is_told_what_an_id_without_a_command_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        OpenEnvError, match=r"an id without args.command that is no URL is an image: there is no program 'docker'"
+    ):
+        local_url(image_launch("mine"))
     stop_all()

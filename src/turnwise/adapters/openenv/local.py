@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,8 @@ PORT_IN_IMAGE = 8000  # where images of OpenEnv listen
 POLL_S = 0.1
 TAIL_CHARACTERS = 1000  # of the log, in an error
 END_SEEN_S = 1.0  # between the end of a connection and that of its process
-END_S = 10.0  # more than the guard's own grace
+END_S = 20.0  # more than the guard's own grace and what it lets the clean-up take
+RUN = secrets.token_hex(4)  # in names of containers: others with the same engine may be on another loopback, with equal ports
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Launch:
         command: words of a command line; `{port}` stands for the port to listen on.
         log: file for what it prints; one in the folder for temporary files when not given.
         start_timeout_s: what it may take until its `/health` answers.
+        cleanup: words of a command line that ends what may go on when the command was killed; also with `{port}`.
     """
 
     command: tuple[str, ...]
     log: str | None = None
     start_timeout_s: float = 60.0
+    cleanup: tuple[str, ...] = ()
 
 
 class LocalServer:
@@ -50,7 +54,9 @@ class LocalServer:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = Path(launch.log or Path(tempfile.gettempdir()) / f"turnwise-openenv-{os.getpid()}-{port}.log")
-        self.words = [word.replace("{port}", str(port)) for word in launch.command]
+        self.words, self.cleanup = (
+            [word.replace("{port}", str(port)) for word in words] for words in (launch.command, launch.cleanup)
+        )
         self._process = self._start()
         atexit.register(self.stop)
         self._await_health()
@@ -72,11 +78,13 @@ class LocalServer:
         places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         program = shutil.which(self.words[0], path=places)
         if program is None:
-            raise OpenEnvError(f"args.command: there is no program {self.words[0]!r}; give its path, or install it")
-        guard = [sys.executable, "-m", "turnwise.adapters.openenv.guard", program, *self.words[1:]]
+            why = "an id without args.command that is no URL is an image" if self.cleanup else "args.command"
+            raise OpenEnvError(f"{why}: there is no program {self.words[0]!r}; give its path, or install it")
+        guard = [sys.executable, "-m", "turnwise.adapters.openenv.guard", *self.cleanup, "--", program, *self.words[1:]]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            return subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+            # in a session of its own: what ends the whole process group of a run must not end it before it has cleaned up
+            return subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def _await_health(self) -> None:
         limit_s = self.launch.start_timeout_s
@@ -98,10 +106,16 @@ class LocalServer:
         return f"; its log {self.log} ends with:\n{text}" if text else f"; its log {self.log} is empty"
 
 
-def image_command(image: str) -> tuple[str, ...]:
-    """The command that serves an image on the loopback interface, and removes its container when it ends."""
+def image_launch(image: str, log: str | None = None, start_timeout_s: float = 60.0) -> Launch:
+    """Serves an image on the loopback interface, and removes its container at the end.
+
+    `docker run` passes SIGTERM on to the server. When it is killed itself, because the server does not end, the container goes
+    on; hence the clean-up.
+    """
+    name = f"turnwise-openenv-{RUN}-{{port}}"
     published = f"127.0.0.1:{{port}}:{PORT_IN_IMAGE}"
-    return ("docker", "run", "--rm", "--init", "--name", "turnwise-openenv-{port}", "--publish", published, image)
+    command = ("docker", "run", "--rm", "--init", "--name", name, "--publish", published, image)
+    return Launch(command, log, start_timeout_s, cleanup=("docker", "rm", "--force", "--volumes", name))
 
 
 def local_url(launch: Launch) -> str:

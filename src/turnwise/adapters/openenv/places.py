@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from turnwise.adapters.openenv.local import Launch, image_command
+from turnwise.adapters.openenv.local import Launch, image_launch
 from turnwise.adapters.openenv.wire import OpenEnvError, Refused, get_json
 from turnwise.envs.base import Task
 
@@ -24,7 +24,9 @@ def reached_by(source: str, command: Sequence[str] | None, log: str | None, star
         return f"{SCHEMES[scheme]}://{rest.rstrip('/')}", None
     if not source:
         raise ValueError('openenv: needs a URL, an image, or a name beside args.command: id = "openenv:http://127.0.0.1:8000"')
-    words = image_command(source) if command is None else tuple(map(str, command))
+    if command is None:
+        return "", image_launch(source, log, start_timeout_s)
+    words = tuple(map(str, command))
     if not any("{port}" in word for word in words):
         raise ValueError(
             f"args.command = {list(words)} lacks {{port}}, which stands for the port that the server shall listen on"
