@@ -20,7 +20,8 @@ from turnwise.launch.run import heed_hints
 FOLDER = Path(__file__).parents[3] / "configs" / "mlgym"
 FOUR = ["titanic", "prisonersDilemma", "imageClassificationFMnist", "regressionKaggleHousePrice"]
 OVERLAYS = ("dense", "sparse", "validate_required", "code_quality", "scale_8b")
-RUNS = {"debug": ("rl_debug",), "full": ("rl_full",), "cpu": ("rl_debug", "cpu"), **{o: ("rl_full", o) for o in OVERLAYS}}
+SMALL = {"debug": ("rl_debug",), "cpu": ("rl_debug", "cpu"), "one_gpu": ("rl_debug", "cpu", "one_gpu")}
+RUNS = {**SMALL, "full": ("rl_full",), **{o: ("rl_full", o) for o in OVERLAYS}}
 
 
 def composed(name: str) -> RLConfig:

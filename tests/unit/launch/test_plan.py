@@ -1,6 +1,7 @@
 """The composed plan and the resolved configuration behind it."""
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -184,9 +185,9 @@ def test_what_the_user_sets_for_nccl_reaches_every_process_untouched(
     assert {"NCCL_NVLS_ENABLE=0", "GLOO_SOCKET_IFNAME=eth7", "CUDA_VISIBLE_DEVICES=2,3,4,5,6"} <= set(lines)
 
 
-def test_vllm_on_a_gpu_chooses_its_own_threads(tmp_path: Path, tiny_model: Path):
+def test_vllm_on_a_gpu_has_one_thread_and_trainers_a_share_of_the_cores(tmp_path: Path, tiny_model: Path):
     plan = compose(resolved(tmp_path, tiny_model, **EIGHT), run_id="abc", machine=H200S)
-    assert "OMP_NUM_THREADS" not in plan.of_role("inference")[0].env
+    assert plan.of_role("inference")[0].env["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", "1")
     assert "OMP_NUM_THREADS" in plan.of_role("trainer")[0].env
 
 
