@@ -112,6 +112,7 @@ class NoisyEngine(ScriptedEngine):
                 "sigma": float((weight - clean[name]).square().mean().sqrt()),
                 "changed": 1.0,
                 "resolution": 1e-6,
+                "magnitude": 1.0,
             }
             for name, weight in held.items()
         ]

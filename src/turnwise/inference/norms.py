@@ -90,7 +90,8 @@ class NormNoise:
         Returns:
             What the norms hold now, read back: `digest` over their weights, and for each of `norms` its `name`, how many
             `elements` it has, `sigma`, the root mean square of what they differ by from the clean ones, `changed`, the share of
-            elements that differ at all, and `resolution`, how far rounding may have moved `sigma`.
+            elements that differ at all, `resolution`, how far rounding may have moved `sigma`, and `magnitude`, the root mean
+            square of its clean weight.
         """
         digest = Digest()
         reports: list[dict[str, Any]] = []
@@ -129,4 +130,5 @@ def _report(name: str, now: Tensor, clean: Tensor) -> dict[str, Any]:
         "sigma": float(change.square().mean().sqrt()),
         "changed": float((change != 0).double().mean()),
         "resolution": half_step * float(now.double().square().mean().sqrt()),
+        "magnitude": float(clean.double().square().mean().sqrt()),
     }

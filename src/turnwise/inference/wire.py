@@ -70,6 +70,7 @@ class NormReport(msgspec.Struct):
     sigma: float  # root mean square of what its weight differs by from the clean one
     changed: float  # share of elements that differ
     resolution: float  # how far rounding to the weight's type may have moved sigma
+    magnitude: float  # root mean square of the clean weight
 
 
 class NoiseReport(msgspec.Struct):

@@ -20,6 +20,7 @@ from turnwise.orchestrator.rollout import derive_seed
 logger = logging.getLogger(__name__)
 
 STANDARD_ERRORS = 8  # of a norm's sigma; in thousands of versions with a hundred norms each, one beyond 5 is to be expected
+LOUD = 0.1  # of a norm's weights: with 0.04 a 135M model was 0.02 nats a token away from its clean self, with 0.2 it was 1.4
 FAINT = 0.5  # share of elements that change, below which rounding has eaten most of the noise
 
 
@@ -35,12 +36,13 @@ class EngineNoise:
         schedule: stage and sigma of a version.
         seed: of the run.
         norms: that every worker must have.
+        loudest: the largest sigma that the schedule has.
     """
 
-    def __init__(self, client: InferenceClient, schedule: Schedule, *, seed: int, norms: int) -> None:
-        self.client, self.schedule, self.seed, self.norms = client, schedule, seed, norms
+    def __init__(self, client: InferenceClient, schedule: Schedule, *, seed: int, norms: int, loudest: float = 0.0) -> None:
+        self.client, self.schedule, self.seed, self.norms, self.loudest = client, schedule, seed, norms, loudest
         self.stage = Stage(0, 0.0)  # of the version that samples
-        self._sigma, self._changed = 0.0, 0.0  # what became of it: means over the norms
+        self._sigma, self._changed, self._relative = 0.0, 0.0, 0.0  # what became of it: means over the norms
         self._clean: str | None = None  # digest of the norms without noise, once it is known
         self._held = 0.0  # sigma that engines hold now
         self._warned = False
@@ -58,7 +60,9 @@ class EngineNoise:
         settings = config.orchestrator
         steps_per_epoch = examples * settings.rollouts_per_example // settings.batch_size
         schedule = noise_schedule(config.inference.noise, max_steps=config.max_steps, steps_per_epoch=steps_per_epoch)
-        return cls(client, schedule, seed=config.seed, norms=expected_norms(config.model.name))
+        noise = config.inference.noise
+        loudest = max(noise.sigma_start, noise.sigma_end)
+        return cls(client, schedule, seed=config.seed, norms=expected_norms(config.model.name), loudest=loudest)
 
     def due(self, version: int) -> bool:
         """Whether norms must change for a version to be sampled from."""
@@ -74,7 +78,7 @@ class EngineNoise:
         stage = self.schedule(version)
         if self._clean is None or stage.sigma == 0:
             await self.clear()
-        self._sigma = self._changed = 0.0
+        self._sigma = self._changed = self._relative = 0.0
         if stage.sigma != 0:
             reports = await self.client.apply_noise(stage.sigma, derive_seed(self.seed, "noise", version))
             self._held = stage.sigma
@@ -82,6 +86,7 @@ class EngineNoise:
             for norm in norms:
                 _check_size(norm, stage.sigma)
             self._sigma, self._changed = fmean(norm.sigma for norm in norms), fmean(norm.changed for norm in norms)
+            self._relative = _relative(stage.sigma, norms)
             self._warn_if_faint(stage.sigma)
         self.stage = stage
 
@@ -94,7 +99,9 @@ class EngineNoise:
         """
         reports = await self.client.apply_noise(0.0, 0)
         self._held = 0.0
-        self._agreed(reports)
+        norms = self._agreed(reports)
+        if self._clean is None:
+            self._warn_if_loud(norms)
         digest = reports[0].digest
         if self._clean is not None and digest != self._clean:
             raise WrongNoise(
@@ -114,6 +121,7 @@ class EngineNoise:
             "noise/sigma": self.stage.sigma,
             "noise/effective_sigma/mean": self._sigma,
             "noise/changed/share": self._changed,
+            "noise/relative_sigma/mean": self._relative,
         }
 
     def _agreed(self, reports: Sequence[NoiseReport]) -> list[NormReport]:
@@ -134,6 +142,19 @@ class EngineNoise:
             raise WrongNoise("no worker said what its norms hold")
         return reports[0].norms
 
+    def _warn_if_loud(self, norms: Sequence[NormReport]) -> None:
+        """Before there is any noise: whether this model's norms will bear it."""
+        share = _relative(self.loudest, norms)
+        if share > LOUD:
+            logger.warning(
+                "noise of sigma %.2g is %.0f %% of this model's norm weights in the mean. From %.0f %% on, replies may come "
+                "from a policy too far off to learn from: watch mismatch/kl/mean, and lower inference.noise.sigma_start where it "
+                "exceeds 0.1",
+                self.loudest,
+                100 * share,
+                100 * LOUD,
+            )
+
     def _warn_if_faint(self, sigma: float) -> None:
         if self._changed < FAINT and not self._warned:
             self._warned = True
@@ -144,6 +165,12 @@ class EngineNoise:
                 100 * self._changed,
                 self._sigma,
             )
+
+
+def _relative(sigma: float, norms: Sequence[NormReport]) -> float:
+    """Sigma as a share of the norms' clean weights, mean over the norms; one without weights has no share."""
+    shares = [sigma / norm.magnitude for norm in norms if norm.magnitude > 0]
+    return fmean(shares) if shares else 0.0
 
 
 def expected_norms(model: str) -> int:

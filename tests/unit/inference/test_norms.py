@@ -146,6 +146,7 @@ def test_in_bfloat16_noise_below_the_rounding_of_a_weight_of_one_is_reported_as_
     assert found["changed"] == pytest.approx(changed, abs=0.01)
     assert abs(found["sigma"] - sigma) < found["resolution"]
     assert found["elements"] == 400_000
+    assert found["magnitude"] == pytest.approx(1 + 2**-6)
 
 
 def test_in_float32_all_of_it_arrives():

@@ -6,16 +6,19 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 
 from support.fake_trainer import publish
 from support.noisy_engine import NoisyEngine
 from turnwise.config import RLConfig
 from turnwise.inference.client import InferenceClient
 from turnwise.inference.errors import EngineError
-from turnwise.inference.noise import run_stage
+from turnwise.inference.noise import Stage, run_stage
+from turnwise.inference.norms import module_norms
 from turnwise.orchestrator.canary import CanaryWatch
 from turnwise.orchestrator.noise import EngineNoise, WrongNoise, expected_norms
 from turnwise.orchestrator.weights import Policy
@@ -68,12 +71,14 @@ async def test_the_noise_of_a_version_is_applied_measured_and_taken_away():
     engine = NoisyEngine()
     async with connected(engine) as client:
         noise = noise_for(client)
+        sizes = [float(norm.read().square().mean().sqrt()) for norm in module_norms(engine.models[0])]
         await noise.apply(0)
         assert noise.metrics() == {
             "noise/stage": 0,
             "noise/sigma": 0,
             "noise/effective_sigma/mean": 0,
             "noise/changed/share": 0,
+            "noise/relative_sigma/mean": 0,
         }
         await noise.apply(2)
         assert noise.metrics() == {
@@ -81,6 +86,7 @@ async def test_the_noise_of_a_version_is_applied_measured_and_taken_away():
             "noise/sigma": pytest.approx(0.002),
             "noise/effective_sigma/mean": pytest.approx(0.002, rel=0.1),
             "noise/changed/share": pytest.approx(1, abs=0.01),
+            "noise/relative_sigma/mean": pytest.approx(fmean(0.002 / size for size in sizes)),
         }
         await noise.clear()
         assert [sigma for sigma, _ in engine.applied] == [0, pytest.approx(0.002), 0]
@@ -166,6 +172,24 @@ async def test_an_engine_that_does_not_say_what_its_norms_hold_is_an_error():
     async with connected(Silent()) as client:
         with pytest.raises(EngineError, match="apply_noise: a worker did not say what its norms hold"):
             await noise_for(client).apply(0)
+
+
+@pytest.mark.parametrize(("weight", "warned"), [(0.25, True), (1.0, False)])
+async def test_noise_that_is_large_beside_the_norms_is_warned_of_before_there_is_any(
+    weight: float, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    engine = NoisyEngine()
+    with torch.no_grad():
+        for norm in module_norms(engine.models[0]):
+            norm.write(torch.full_like(norm.read(), weight))
+    async with connected(engine) as client:
+        noise = EngineNoise(client, lambda step: Stage(0, 0.0), seed=0, norms=5, loudest=0.05)
+        with caplog.at_level(logging.WARNING):
+            await noise.apply(0)
+            await noise.apply(1)
+    assert ["noise of sigma 0.05 is 20 % of this model's norm weights" in record.message for record in caplog.records] == (
+        [True] if warned else []
+    )
 
 
 async def test_noise_that_rounding_eats_is_warned_of_once(caplog: pytest.LogCaptureFixture):
