@@ -50,7 +50,8 @@ class TrackingProcess:
         run_dir = RunDir(config.output_dir)
         self.log, self.timeout_s = run_dir.logs / "tracking.stdout", config.monitor.upload_timeout_s
         self._places = run_dir.root / "tracking" / "places"
-        self._places.unlink(missing_ok=True)
+        for left in (self._places, run_dir.root / "tracking" / "ending"):  # by an earlier start
+            left.unlink(missing_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._since = output.tell()

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from support.fake_mlflow import fake_mlflow
 from turnwise.config import RLConfig
+from turnwise.monitor.follow import Follower
 from turnwise.monitor.mlflow_sink import MlflowTracker, flat, missing_for_mlflow
 from turnwise.monitor.secrets import Redactor
+from turnwise.monitor.track import Tracking
 from turnwise.monitor.tracking import Checkpoint, Ending, StepRecord
 
 
@@ -69,3 +72,40 @@ def test_a_run_and_its_resumption_are_one_run_with_all_its_points(mlflow: Any, t
     assert stored == {"adapter_model.safetensors": b"weights", "report.md": b"***"}
     assert b"planted-secret-value" not in b"".join(p.read_bytes() for p in (tmp_path / "mlruns").rglob("*") if p.is_file())
     assert json.loads((tmp_path / "tracking" / "mlflow.json").read_text())["until"] == 202.0
+
+
+def test_a_server_that_was_away_gets_every_number_once_over_http(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def write(step: int) -> None:
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "time": 100.0 + step, "actor/loss": step / 2}) + "\n")
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    redactor, config, now = Redactor({}, {}), RLConfig(output_dir=tmp_path, max_steps=4), 0.0
+    with fake_mlflow() as server:
+        makers = {
+            "MLflow": (
+                lambda: tracker(tmp_path, mlflow={"tracking_uri": server.url}),
+                lambda: Follower(config, redactor, samples=0, interval=None),
+            )
+        }
+        following = Tracking(redactor, makers, again=("MLflow",), clock=lambda: now)
+        for step in (1, 2, 3, 4):
+            write(step)
+            server.away = step in (2, 3)
+            now += 40.0
+            following.catch_up()
+        places = following.finish(Ending("done", "all steps done", 0))
+    assert server.refused
+    assert [(metric["step"], metric["value"]) for metric in server.runs["run0"]["metrics"]] == [(n, n / 2) for n in (1, 2, 3, 4)]
+    keys = [param["key"] for param in server.runs["run0"]["params"]]
+    assert "model.name" in keys
+    assert len(keys) == len(set(keys))
+    assert (list(server.runs), server.runs["run0"]["status"], server.runs["run0"]["tags"]["outcome"]) == (
+        ["run0"],
+        "FINISHED",
+        "done",
+    )
+    assert places["MLflow"] is not None
+    assert caplog.text.count("MLflow does not answer as it should") == 1

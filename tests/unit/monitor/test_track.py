@@ -1,8 +1,10 @@
 """Following a run: what trackers are told, and that one which fails is left out of the rest."""
 
+import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from turnwise.config import RLConfig
 from turnwise.monitor.follow import Follower
 from turnwise.monitor.secrets import Redactor
-from turnwise.monitor.track import Tracking
+from turnwise.monitor.track import Leash, Tracking
 from turnwise.monitor.tracking import Checkpoint, Ending, Memory, StepRecord, Tracker
 
 
@@ -41,10 +43,12 @@ def refuse() -> Tracker:
     raise TimeoutError("planted-secret-value timed out")
 
 
-def tracking(root: Path, *services: Service) -> Tracking:
+def tracking(root: Path, *services: Service, again: Sequence[str] = (), clock: Callable[[], float] = lambda: 0.0) -> Tracking:
     redactor = Redactor({}, {"A_KEY": "planted-secret-value"})
-    follower = Follower(RLConfig(output_dir=root, max_steps=9), redactor, samples=0, interval=None)
-    return Tracking(follower, redactor, {service.name: lambda service=service: service for service in services} | {"bad": refuse})
+    config = RLConfig(output_dir=root, max_steps=9)
+    makers = {service.name: lambda service=service: service for service in services} | {"bad": refuse}
+    follow = partial(Follower, config, redactor, samples=0, interval=None)
+    return Tracking(redactor, {name: (make, follow) for name, make in makers.items()}, again=again, clock=clock)
 
 
 def write_lines(root: Path, *steps: int) -> None:
@@ -68,9 +72,66 @@ def test_a_tracker_that_fails_is_told_of_once_and_left_out_while_others_go_on(
         places = following.finish(Ending("done", "all steps done", 0))
     assert well.calls == ["log 1", "checkpoint 1", "log 2", "finish 0"]
     assert ill.calls[-1].startswith(fault)
-    assert places == ["well: there"]
+    assert places == {"ill": None, "well": "there", "bad": None}
     assert caplog.text.count("ill stopped (ConnectionError: refused, with ***)") == 1
     assert caplog.text.count("bad stopped (TimeoutError: *** timed out)") == 1
+
+
+def test_a_tracker_that_is_tried_again_waits_longer_each_time_and_then_takes_the_run_from_its_beginning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    times, now = list[float](), 0.0
+    service = Service("service", "log")
+    with caplog.at_level(logging.WARNING):
+        following = tracking(tmp_path, service, again=("service",), clock=lambda: now)
+        write_lines(tmp_path, 1, 2)
+        for now in range(0, 2000, 10):
+            before = len(service.calls)
+            following.catch_up()
+            times += [now] * (len(service.calls) - before)
+    assert times == [0, 60, 180, 420, 900, 1500]
+    assert set(service.calls) == {"log 1"}
+    assert caplog.text.count("service does not answer as it should, and is tried again later") == 1
+    service.calls.clear()
+    service.fails_at, now = "", 2100
+    following.catch_up()
+    write_lines(tmp_path, 3)
+    following.catch_up()
+    assert service.calls == ["log 1", "log 2", "log 3"]
+    assert "service goes on; what it lacked has been sent" in caplog.text
+    assert not following.is_over
+
+
+def test_a_tracker_that_is_tried_again_has_a_last_try_at_the_end(tmp_path: Path):
+    service = Service("service", "log")
+    following = tracking(tmp_path, service, again=("service",))
+    write_lines(tmp_path, 1)
+    following.catch_up()
+    service.fails_at = ""
+    assert following.finish(Ending())["service"] == "there"
+    assert service.calls == ["log 1", "log 1", "finish 130"]
+
+
+def test_once_all_trackers_have_stopped_nothing_is_left_to_follow(tmp_path: Path):
+    following = tracking(tmp_path)
+    assert not following.is_over
+    following.catch_up()
+    assert following.is_over
+
+
+def test_the_ending_that_one_process_was_told_is_known_to_a_later_one_that_is_told_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def ending(line: str) -> Ending:
+        monkeypatch.setattr("sys.stdin", io.StringIO(line))
+        leash = Leash(1e6, tmp_path / "ending")
+        assert leash.ended.wait(60)
+        return leash.ending
+
+    done = Ending("done", "all steps done", 0)
+    assert ending("").outcome == "killed"
+    assert ending(done.line()) == done
+    assert ending("") == done
 
 
 def test_what_is_left_when_a_run_ends_is_still_told(tmp_path: Path):
