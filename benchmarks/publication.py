@@ -248,6 +248,7 @@ async def requests_in_flight(policy: Policy, vocabulary: int, number: int, count
     Raises:
         ExceptionGroup: of a RuntimeError where a reply goes back to an older version, or names one that is not served yet.
     """
+
     async def one(seed: int) -> None:
         generate = policy.generator(temperature=1.0, affinity=str(seed))
         prompt = [3 + (seed * 7919 + place * 104_729) % (vocabulary - 3) for place in range(PROMPT)]
