@@ -185,7 +185,7 @@ def waiting(run: Run) -> Finding | None:
     balance = Balance.of(run)
     if balance is None or balance.even or balance.max_staleness == 0:
         return None
-    return Finding("Half of the machine waits", balance.verdict, balance.remedy)
+    return Finding("One side waits for the other", balance.verdict, balance.remedy)
 
 
 def _ends(values: list[float]) -> tuple[list[float], list[float]]:

@@ -47,7 +47,7 @@ def test_the_side_that_idles_less_is_the_bottleneck(
 ) -> None:
     run = plant(tmp_path / "run", **{TRAINER: trainer, ENGINE: engine, **others})
     (found,) = findings(run)
-    assert found.title == "Half of the machine waits"
+    assert found.title == "One side waits for the other"
     assert verdict in found.evidence
     assert key in found.remedy
     assert f"- Who waited: {found.evidence}\n" in write_report(run.root).read_text()
