@@ -243,26 +243,33 @@ class Versions:
 
 @asynccontextmanager
 async def requests_in_flight(policy: Policy, vocabulary: int, number: int, count: dict[int, int]) -> AsyncGenerator[None]:
-    """So many requests that are sampled all the while, and cut at the end; `count` gets their tokens by version.
+    """So many requests that are sampled all the while, and cut at the end, when at least one has had its reply.
+
+    `count` gets the tokens of replies by version. Their lengths are spread, so that replies end at all times.
 
     Raises:
         ExceptionGroup: of a RuntimeError where a reply goes back to an older version, or names one that is not served yet.
     """
 
+    replied = asyncio.Event()
+
     async def one(seed: int) -> None:
         generate = policy.generator(temperature=1.0, affinity=str(seed))
         prompt = [3 + (seed * 7919 + place * 104_729) % (vocabulary - 3) for place in range(PROMPT)]
         while True:
-            reply = await generate(prompt, TOKENS, seed)
+            reply = await generate(prompt, max(1, TOKENS * (seed + 1) // number), seed)
             versions = [version for version, _ in reply.spans]
             if versions != sorted(versions) or versions[-1] > policy.version:
                 raise RuntimeError(f"a reply of versions {versions} while v{policy.version} is served")
             for version, tokens in reply.spans:
                 count[version] = count.get(version, 0) + tokens
+            replied.set()
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(seed)) for seed in range(number)]
         yield
+        if tasks:
+            await replied.wait()
         for task in tasks:
             task.cancel()
 
