@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.rl_command import finish, running, write_config
+from turnwise.monitor import read_metrics
+from turnwise.monitor.facts import REWARD
 from turnwise.transport import BatchLog, RunDir
 
 KILLED = {
@@ -47,9 +49,13 @@ def test_one_interrupt_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path: 
         assert rl.wait() == 3
         assert rl.processes() == []
         assert "Press Ctrl-C again to end at once" in rl.output()
-        assert "--resume" in rl.output().splitlines()[-1]
+        ended = rl.output()
+        assert "--resume" in ended.splitlines()[-1]
     checkpoint = max(int(path.name.removeprefix("step_")) for path in (root / "checkpoints").iterdir())
     assert checkpoint >= 2
+    # the orchestrator ends at once, while the trainer finishes a step: its metrics are not lost
+    assert [line["step"] for line in read_metrics(root / "metrics.jsonl") if REWARD in line] == list(range(1, checkpoint + 1))
+    assert f"Interrupted at step {checkpoint} of" in ended
     output = finish(tmp_path, "@", str(config), "--resume", "--max-steps", str(checkpoint + 2))
     assert f"Resuming after step {checkpoint}" in output
     assert f"Done at step {checkpoint + 2} of {checkpoint + 2}" in output

@@ -14,6 +14,7 @@ from turnwise.launch.describe import arithmetic_lines, weights_line
 from turnwise.launch.ending import ending_lines, look_again, write_report_if_possible
 from turnwise.launch.gpus import Machine, look
 from turnwise.launch.hints import environment_hints
+from turnwise.launch.last_steps import record_last_steps
 from turnwise.launch.live import make_view
 from turnwise.launch.plan import compose
 from turnwise.launch.resolve import Resolved, resolve, write_resolved
@@ -138,6 +139,10 @@ def _supervise(resolved: Resolved, machine: Machine, options: Options, step: int
 
 def _conclude(outcome: Outcome, config: RLConfig, options: Options, tracking: TrackingProcess | None, say: Say) -> None:
     run_dir = RunDir(config.output_dir)
+    try:
+        record_last_steps(config)
+    except (OSError, ValueError) as error:
+        say(f"The last steps could not be recorded: {error}")
     if outcome.code != ExitCode.KILLED and run_dir.metrics.exists() and (trouble := write_report_if_possible(run_dir)):
         say(trouble)
     progress = look_again(run_dir.root, config.max_steps or 0)
