@@ -21,6 +21,7 @@ SMOOTH_SHARE = 20  # the bold line is a mean over one twentieth of the run, at l
 MAX_PANELS = 12
 
 Draw = Callable[["Axes"], None]
+Series = tuple[list[int], list[float]]  # steps and values
 
 
 def draw_run(run: Run, folder: Path) -> list[tuple[str, Path]]:
@@ -105,7 +106,6 @@ _LENGTH = {
     "reply length (tokens)": [("response_length/mean", "mean"), ("response_length/max", "max"), ("response_length/min", "min")],
     "turns a rollout": [("num_turns/mean", "turns")],
 }
-STEP_SECONDS = "timing/step_s"
 _STEP_PARTS = (
     ("timing/train_s", "training"),
     ("timing/publish_s", "publishing weights"),
@@ -114,24 +114,26 @@ _STEP_PARTS = (
 
 
 def _named_panels(run: Run, wanted: dict[str, list[tuple[str, str]]], *, from_zero: bool = False) -> list[Draw]:
-    known = {title: [line for line in lines if run.series(line[0])[0]] for title, lines in wanted.items()}
-    return [_lines(run, title, lines, from_zero=from_zero) for title, lines in known.items() if lines]
+    """A panel for each title whose metrics (name, label) the run has."""
+    found = {title: [(label, run.series(name)) for name, label in lines] for title, lines in wanted.items()}
+    return [panel for title, lines in found.items() for panel in _lines(title, lines, from_zero=from_zero)]
 
 
-def _lines(run: Run, title: str, lines: list[tuple[str, str]], *, from_zero: bool = False) -> Draw:
-    """Metrics (name, label) in one panel; `from_zero` shows amounts in proportion instead of magnifying their changes."""
+def _lines(title: str, lines: list[tuple[str, Series]], *, from_zero: bool = False) -> list[Draw]:
+    """Those (label, steps and values) that have values in one panel, if any; `from_zero` shows amounts in proportion instead of
+    magnifying their changes."""
+    known = [(label, series) for label, series in lines if series[0]]
 
     def draw(axes: "Axes") -> None:
-        for (name, label), colour in zip(lines, COLOURS, strict=False):
-            series = run.step_seconds() if name == STEP_SECONDS else run.series(name)
-            _curve(axes, *series, colour=colour, label=label if len(lines) > 1 else None)
+        for (label, series), colour in zip(known, COLOURS, strict=False):
+            _curve(axes, *series, colour=colour, label=label if len(known) > 1 else None)
         axes.set_title(title)
         if from_zero:
             axes.set_ylim(bottom=0)
-        if len(lines) > 1:
+        if len(known) > 1:
             axes.legend(fontsize=7, frameon=False)
 
-    return draw
+    return [draw] if known else []
 
 
 def _line_panel(run: Run, name: str) -> Draw:
@@ -198,7 +200,7 @@ def _component_panels(run: Run) -> list[Draw]:
 
 def _timing_panels(run: Run) -> list[Draw]:
     panels: list[Draw] = []
-    if run.series(STEP_SECONDS)[0]:
+    if run.series("timing/step_s")[0]:
         panels.append(lambda axes: _step_shares(axes, run))
     wanted = {
         "share of time idle": [("perf/trainer_idle/share", "trainer"), ("perf/engine_idle/share", "engine")],
@@ -208,14 +210,15 @@ def _timing_panels(run: Run) -> list[Draw]:
             ("perf/held_by_evaluation/share", "by evaluations"),
         ],
         "sampled tokens/s": [("throughput/tokens_per_s", "tokens/s")],
-        "seconds": [(STEP_SECONDS, "step"), ("timing/rollout_s", "rollouts"), ("timing/swap_s", "weight swap")],
     }
-    return panels + _named_panels(run, wanted, from_zero=True)
+    rollouts, swaps = run.series("timing/rollout_s"), run.series("timing/swap_s")
+    seconds = [("step", run.step_seconds()), ("rollouts", rollouts), ("weight swap", swaps)]
+    return panels + _named_panels(run, wanted, from_zero=True) + _lines("seconds", seconds, from_zero=True)
 
 
 def _step_shares(axes: "Axes", run: Run) -> None:
     """Where the trainer's step goes: parts that follow each other, as shares of the whole."""
-    steps, totals = run.series(STEP_SECONDS)
+    steps, totals = run.series("timing/step_s")
     parts = [
         [run.metrics[step].get(name, 0.0) / max(total, 1e-9) for step, total in zip(steps, totals, strict=True)]
         for name, _ in _STEP_PARTS

@@ -136,7 +136,11 @@ def engine_dtype(learner: Learner) -> torch.dtype:
 
     vLLM computes adapters in the model's type, as this trainer does, so nothing is lost when they travel in it.
     """
-    return torch.float32 if learner.lora and learner.config.inference.engine != "vllm" else learner.dtype
+    return torch.float32 if learner.lora and not _goes_to_vllm(learner) else learner.dtype
+
+
+def _goes_to_vllm(learner: Learner) -> bool:
+    return learner.config.inference.engine == "vllm"
 
 
 def _as_served(learner: Learner, name: str, tensor: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ def _as_served(learner: Learner, name: str, tensor: Tensor) -> Tensor:
     vLLM multiplies alpha / rank into B on the CPU, tensor by tensor, while nothing is generated: 0.04 s for 66 million parameters
     with one thread, several times as much with many. So it is done here, before the file is written, with the same rounding.
     """
-    if learner.lora is None or learner.config.inference.engine != "vllm":
+    if learner.lora is None or not _goes_to_vllm(learner):
         return tensor
     scale = learner.lora.alpha / learner.lora.rank
     return served_adapter({name: tensor}, dtype=learner.dtype, scale=scale)[name]
@@ -153,7 +157,7 @@ def _as_served(learner: Learner, name: str, tensor: Tensor) -> Tensor:
 
 def _lora_as_served(learner: Learner) -> LoraConfig | None:
     """The configuration that goes with `_as_served`: where the scale is in B, alpha / rank is 1."""
-    if learner.lora is None or learner.config.inference.engine != "vllm":
+    if learner.lora is None or not _goes_to_vllm(learner):
         return learner.lora
     return learner.lora.model_copy(update={"alpha": float(learner.lora.rank)})
 
