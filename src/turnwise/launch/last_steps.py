@@ -2,7 +2,7 @@
 
 from turnwise.config import RLConfig
 from turnwise.monitor import Monitor, read_metrics
-from turnwise.monitor.facts import LEARNING_RATE, REWARD
+from turnwise.monitor.facts import is_of_training
 from turnwise.transport import BatchLog, RunDir, WeightsStore
 
 
@@ -17,7 +17,7 @@ def record_last_steps(config: RLConfig) -> list[int]:
     """
     run_dir = RunDir(config.output_dir)
     batches, store = BatchLog(run_dir.batches), WeightsStore(run_dir.weights)
-    trained = (line["step"] for line in read_metrics(run_dir.metrics) if REWARD in line or LEARNING_RATE in line)
+    trained = (line["step"] for line in read_metrics(run_dir.metrics) if is_of_training(line))
     recorded, written = max(trained, default=0), set(batches.steps())
     left = [ready for version in store.versions() if version > recorded and (ready := store.poll(version)) and ready.metrics]
     left = [ready for ready in left if ready.version in written]

@@ -11,7 +11,7 @@ from turnwise.launch.supervise import Outcome
 from turnwise.launch.watch import Progress
 from turnwise.monitor.held_out import evaluations
 from turnwise.monitor.mlflow_sink import missing_for_mlflow
-from turnwise.monitor.tracking import Ending
+from turnwise.monitor.tracking import ENDING, FOLDER, PLACES, Ending
 from turnwise.monitor.wandb_sink import missing_for_wandb
 from turnwise.transport import RunDir
 
@@ -49,8 +49,8 @@ class TrackingProcess:
     def __init__(self, config: RLConfig, argv: Sequence[str] | None = None) -> None:
         run_dir = RunDir(config.output_dir)
         self.log, self.timeout_s = run_dir.logs / "tracking.stdout", config.monitor.upload_timeout_s
-        self._places = run_dir.root / "tracking" / "places"
-        for left in (self._places, run_dir.root / "tracking" / "ending"):  # by an earlier start
+        self._places = run_dir.root / FOLDER / PLACES
+        for left in (self._places, run_dir.root / FOLDER / ENDING):  # by an earlier start
             left.unlink(missing_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:

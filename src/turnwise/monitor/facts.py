@@ -29,6 +29,11 @@ KEPT = frozenset(
 FEWEST_RECENT, MOST_RECENT = 5, 20  # steps that stand for "now": a quarter of the run, between these
 
 
+def is_of_training(metrics: Mapping[str, object]) -> bool:
+    """Whether a line of metrics.jsonl is that of a step, and not of an evaluation alone."""
+    return REWARD in metrics or LEARNING_RATE in metrics
+
+
 class Facts:
     """Metrics of a run by name and step. A later value of a step replaces the earlier, as after a resume."""
 
@@ -45,7 +50,7 @@ class Facts:
         evaluation = {name: float(value) for name, value in metrics.items() if name.startswith("val-")}
         if evaluation:
             self._evaluations[step] = evaluation
-        if REWARD in metrics or LEARNING_RATE in metrics:
+        if is_of_training(metrics):
             self._note_training(step)
             self._note_broken(step, metrics)
 

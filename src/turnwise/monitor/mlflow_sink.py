@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from turnwise.config import MlflowConfig, RLConfig
 from turnwise.monitor.secrets import Redactor
-from turnwise.monitor.tracking import Checkpoint, Ending, Memory, StepRecord
+from turnwise.monitor.tracking import FOLDER, Checkpoint, Ending, Memory, StepRecord
 
 PARAMETER_LIMIT = 500  # characters that every store takes
 PARAMETERS_A_CALL = 100  # MLflow's own limits of one batch
@@ -34,7 +34,7 @@ class MlflowTracker:
         mlflow: Any = import_module("mlflow")
         self._entities: Any = import_module("mlflow.entities")
         self._client: Any = mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
-        self._memory = Memory.load(self.root / "tracking" / "mlflow.json")
+        self._memory = Memory.load(self.root / FOLDER / "mlflow.json")
         self.run_id = self._run(config.run_name or self.root.resolve().name)
         self._parameters(config)
 

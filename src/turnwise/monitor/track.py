@@ -20,7 +20,7 @@ from turnwise.config import RLConfig, load_config
 from turnwise.monitor.follow import Follower
 from turnwise.monitor.mlflow_sink import MlflowTracker
 from turnwise.monitor.secrets import Redactor
-from turnwise.monitor.tracking import Ending, Tracker
+from turnwise.monitor.tracking import ENDING, FOLDER, PLACES, Ending, Tracker
 from turnwise.monitor.wandb_sink import WandbTracker
 
 POLL_S = 1.0
@@ -171,13 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     os.nice(NICENESS)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # each repeated request; the last one's failure is told in any case
-    folder = config.output_dir / "tracking"
+    folder = config.output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    leash = Leash(config.monitor.upload_timeout_s, folder / "ending")
+    leash = Leash(config.monitor.upload_timeout_s, folder / ENDING)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the tracker of an earlier start may still be uploading; its own leash ends it
         places = follow(config, leash)
-    (folder / "places").write_text("".join(f"{place}\n" for place in places))
+    (folder / PLACES).write_text("".join(f"{place}\n" for place in places))
     return 0
 
 

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from turnwise.monitor.samples import Row
 
+FOLDER = "tracking"  # of what trackers keep, in the run's
+PLACES = "places"  # file in it: where to look, a line a tracker
+ENDING = "ending"  # file in it: how the run ended, as a tracker was told
 REMEMBERED = 1_000  # checkpoints, of the highest steps: a file of some 50 kB
 
 

@@ -12,7 +12,7 @@ from turnwise.config import RLConfig, WandbConfig
 from turnwise.monitor.follow import SHOWN_INCREMENTS
 from turnwise.monitor.samples import COLUMNS, Row
 from turnwise.monitor.secrets import Redactor
-from turnwise.monitor.tracking import Checkpoint, Ending, Memory, StepRecord
+from turnwise.monitor.tracking import FOLDER, Checkpoint, Ending, Memory, StepRecord
 
 INIT_TIMEOUT_S = 60.0  # until a run that cannot reach the service is recorded offline
 TEXT = (".md", ".json")  # of the report: redacted on the way
@@ -37,7 +37,7 @@ class WandbTracker:
         # files of artefacts wait here for their upload, and not in the home folder
         os.environ.setdefault("WANDB_DATA_DIR", str(self.root / "wandb" / "data"))
         self._wandb: Any = import_module("wandb")
-        self._memory = Memory.load(self.root / "tracking" / "wandb.json")
+        self._memory = Memory.load(self.root / FOLDER / "wandb.json")
         self.run: Any = self._init(_options(config, settings, redactor, self._wandb))
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
