@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import random
 import signal
 import sys
@@ -207,6 +208,14 @@ async def test_an_engine_that_dies_ends_the_run_with_the_reason(tiny_model: Path
         with pytest.RaisesGroup(pytest.RaisesExc(TooManyErrors, match="EngineUnavailable")):
             await run(config, engine, trainer_of(config))
         await dying
+
+
+async def test_an_engine_whose_logits_are_not_finite_ends_the_run_with_that_reason(tiny_model: Path, tmp_path: Path):
+    config = make_config(tiny_model, tmp_path)
+    async with ScriptedEngine(logprob=math.nan) as engine:
+        words = rf"^8 of the last 8 rollouts .* Reasons: EngineError: {engine.url}: the logits of policy version 0 are not finite"
+        with pytest.RaisesGroup(pytest.RaisesExc(TooManyErrors, match=words)):
+            await run(config, engine, trainer_of(config))
 
 
 async def test_environments_that_hang_or_raise_cost_their_rollouts_and_nothing_else(tiny_model: Path, tmp_path: Path):

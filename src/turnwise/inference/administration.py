@@ -10,7 +10,7 @@ import msgspec
 
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import RpcResponse, error_message
+from turnwise.inference.wire import RpcResponse, decoded, error_message
 
 ADMIN_TIMEOUT_S = 300.0  # loading or reloading weights; vLLM reloads 4B parameters in well under a minute
 CONNECT_TIMEOUT_S = 30.0  # a busy engine may leave the listen queue full for some seconds
@@ -18,6 +18,8 @@ BACKOFF_S = 0.25  # before the first repetition, doubled for each further one
 MAX_BACKOFF_S = 8.0
 HEALTH_POLL_S = 0.2
 TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+
+_rpc_response = msgspec.json.Decoder(RpcResponse)
 
 
 class Administration:
@@ -73,7 +75,8 @@ class Administration:
         await asyncio.gather(*(self._wait_healthy(replica, deadline, timeout_s) for replica in self._replicas.all))
 
     def _results(self, method: str, answers: Sequence[bytes]) -> list[list[Any]]:
-        results = [msgspec.json.decode(answer, type=RpcResponse).results for answer in answers]
+        pairs = zip(self._replicas.all, answers, strict=True)
+        results = [decoded(answer, _rpc_response, f"{method} {replica.url}").results for replica, answer in pairs]
         for replica, workers in zip(self._replicas.all, results, strict=True):
             for worker in workers:
                 if isinstance(worker, dict) and "error" in worker:

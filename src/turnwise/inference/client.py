@@ -10,17 +10,20 @@ import aiohttp
 import msgspec
 
 from turnwise.inference.administration import ADMIN_TIMEOUT_S, CONNECT_TIMEOUT_S, TRANSPORT_ERRORS, Administration, backoff
+from turnwise.inference.answers import Answer
 from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.gate import Gate, Open
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import CacheReset, CompletionRequest, CompletionResponse, NoiseReport, error_message, noise_reports
+from turnwise.inference.wire import CacheReset, CompletionRequest, NoiseReport, decoded, error_message, noise_reports
 from turnwise.transport import adapter_name
 
 REPAUSE_S = 0.25  # a pause reaches an engine in milliseconds, and so do requests that were sent before it
 KEEP_ALIVE_S = 60.0  # of idle connections: engines keep them longer (75 and 300 s), so that no request meets one that closes
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd: continuation seeds of one request never meet
 JSON_HEADERS = {"Content-Type": "application/json"}
+
+_cache_reset = msgspec.json.Decoder(CacheReset)
 
 
 class InferenceClient:
@@ -40,7 +43,6 @@ class InferenceClient:
         self.served = 0  # version of the full weights; LoRA requests name theirs
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._gate = Gate()  # closed between pause() and resume()
-        self._decoder = msgspec.json.Decoder(CompletionResponse)
         self._encoder = msgspec.json.Encoder()
         self._session: aiohttp.ClientSession | None = None
         self._engines = Administration(self.replicas, lambda: self._open, max_retries=max_retries)
@@ -84,7 +86,7 @@ class InferenceClient:
             evaluation: whether the request goes on after `resume(evaluation=True)`.
 
         Raises:
-            EngineError: the engine refused the request.
+            EngineError: the engine refused the request, or its logits were not finite.
             EngineUnavailable: no engine answered within the allowed repetitions.
         """
         request = CompletionRequest(
@@ -102,11 +104,12 @@ class InferenceClient:
         logprobs: list[float] = []
         spans: list[tuple[int, int]] = []
         while True:
-            choice_ids, choice_logprobs, reason, served = await self._complete(request, affinity, evaluation)
+            answer = await self._post_completion(request, affinity, evaluation=evaluation)
+            choice_ids, choice_logprobs, reason = answer.reply(version)
             ids += choice_ids
             logprobs += choice_logprobs
             if choice_ids:
-                extend_spans(spans, served if version is None else version, len(choice_ids))
+                extend_spans(spans, answer.served if version is None else version, len(choice_ids))
             if reason == "abort" and len(ids) < max_tokens:
                 request.prompt = [*prompt_ids, *ids]
                 request.max_tokens = max_tokens - len(ids)
@@ -124,7 +127,7 @@ class InferenceClient:
             replica: the engine to ask, and no other.
 
         Raises:
-            EngineError: the engine refused the request, or left tokens out.
+            EngineError: the engine refused the request, left tokens out, or its logits were not finite.
             EngineUnavailable: it did not answer within the allowed repetitions.
         """
         request = CompletionRequest(
@@ -136,12 +139,8 @@ class InferenceClient:
             return_token_ids=True,
             add_special_tokens=False,
         )
-        answer, _ = await self._post_completion(request, None, replica)
-        entries = answer.choices[0].prompt_logprobs or []
-        known = [entry[str(token)].logprob for token, entry in zip(ids[1:], entries[1:], strict=False) if entry is not None]
-        if len(entries) != len(ids) or len(known) != len(ids) - 1:
-            raise EngineError(f"the engine returned prompt_logprobs for {len(known)} of {len(ids) - 1} tokens")
-        return known
+        answer = await self._post_completion(request, None, replica)
+        return answer.prompt_logprobs(ids, version)
 
     async def load_adapter(self, version: int, path: str) -> None:
         """Load a PEFT adapter folder on every replica under its version's name.
@@ -192,7 +191,7 @@ class InferenceClient:
             EngineError: an engine still holds blocks of requests from before the pause, and cannot empty it.
         """
         for answer in await self._engines.post("/reset_prefix_cache"):
-            if answer and not msgspec.json.decode(answer, type=CacheReset).success:
+            if answer and not decoded(answer, _cache_reset, "POST /reset_prefix_cache").success:
                 raise EngineError("POST /reset_prefix_cache: the engine could not empty its prefix cache")
         await self._engines.post("/resume")
         self._gate.set(Open.EVALUATION if evaluation else Open.ALL)
@@ -238,23 +237,10 @@ class InferenceClient:
         """
         await self._engines.wait_healthy(timeout_s)
 
-    async def _complete(
-        self, request: CompletionRequest, affinity: str | None, evaluation: bool
-    ) -> tuple[list[int], list[float], str, int]:
-        """Ids, their logprobs, why they end, and the version of the full weights that sampled them."""
-        answer, served = await self._post_completion(request, affinity, evaluation=evaluation)
-        choice = answer.choices[0]
-        if choice.token_ids is None or choice.finish_reason is None:
-            raise EngineError("the engine's reply has no token_ids or finish_reason; it must support return_token_ids")
-        logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else []
-        if len(logprobs) != len(choice.token_ids):
-            raise EngineError(f"the engine returned {len(choice.token_ids)} token ids with {len(logprobs)} logprobs")
-        return choice.token_ids, logprobs, choice.finish_reason, served
-
     async def _post_completion(
         self, request: CompletionRequest, affinity: str | None, only: Replica | None = None, *, evaluation: bool = False
-    ) -> tuple[CompletionResponse, int]:
-        """The answer, and the version that was served when the request was sent; `pause` waits for it before that changes."""
+    ) -> Answer:
+        """The answer, with the version that was served when the request was sent; `pause` waits for it before that changes."""
         body = self._encoder.encode(request)
         failed: list[Replica] = []
         reason = ""
@@ -278,7 +264,7 @@ class InferenceClient:
                 replica.returned()
             if status == 200:
                 replica.answered()
-                return self._decoder.decode(content), served
+                return Answer.of(content, replica.url, served)
             reason = f"{replica.url}: HTTP {status}: {error_message(content)}"
             if status < 500:
                 raise EngineError(reason)

@@ -2,7 +2,8 @@
 
 
 class EngineError(RuntimeError):
-    """The engine refused a request (4xx). Repeating it would not help; the text holds the engine's own words."""
+    """The engine refused a request (4xx), or its answer cannot be used. Repeating it would not help; the text holds the engine's
+    own words, or which engine it was and what is wrong with the answer."""
 
 
 class EngineUnavailable(RuntimeError):

@@ -141,7 +141,8 @@ def _reply(number: str, request: TokenRequest, output: Any) -> Answer:
     if output.finish_reason == "error":
         raise _NotHere
     flat = output.logprobs
-    logprobs = [max(flat.logprobs[start], LOWEST_LOGPROB) for start in flat.start_indices]  # the sampled token comes first
+    # the sampled token comes first; NaN is not larger, stays, and is written as null
+    logprobs = [max(flat.logprobs[start], LOWEST_LOGPROB) for start in flat.start_indices]
     ids = list(output.token_ids)
     choice = Choice(ids, Logprobs(logprobs), output.finish_reason, output.stop_reason)
     prompt = len(request.prompt)

@@ -4,13 +4,15 @@ Fields that we do not read are skipped while decoding, which is most of the cost
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from turnwise.inference.errors import EngineError
 
 FLOAT32_NORMS = "turnwise_float32_norms"  # in vLLM's additional_config, which also keeps compiled code of the two types apart
+SHOWN = 200  # bytes of a body that cannot be read
+T = TypeVar("T")
 
 
 class CompletionRequest(msgspec.Struct, omit_defaults=True):
@@ -30,15 +32,15 @@ class CompletionRequest(msgspec.Struct, omit_defaults=True):
 
 
 class Logprobs(msgspec.Struct):
-    """`choices[0].logprobs`: nats, one for each sampled token."""
+    """`choices[0].logprobs`: nats, one for each sampled token; null where its logits were not finite."""
 
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
 
 
 class PromptLogprob(msgspec.Struct):
-    """One entry of `prompt_logprobs[i]`, keyed there by the token id as a string."""
+    """One entry of `prompt_logprobs[i]`, keyed there by the token id as a string; null as in `Logprobs`."""
 
-    logprob: float
+    logprob: float | None
 
 
 class Choice(msgspec.Struct):
@@ -96,6 +98,25 @@ class CacheReset(msgspec.Struct):
     """Answer of `POST /reset_prefix_cache`, where there is one."""
 
     success: bool = True
+
+
+def decoded(content: bytes, decoder: "msgspec.json.Decoder[T]", where: str) -> T:
+    """The body of an answer.
+
+    Args:
+        where: method and URL of the request.
+
+    Raises:
+        EngineError: it is not JSON, or not of the expected form.
+    """
+    try:
+        return decoder.decode(content)
+    except msgspec.MsgspecError as error:
+        shown = content[:SHOWN].decode(errors="replace")
+        raise EngineError(
+            f"{where}: the answer cannot be read: {error}. It begins with {shown!r}. Is it an engine of this run that listens "
+            "there, and not a proxy or another program?"
+        ) from error
 
 
 def error_message(body: bytes) -> str:

@@ -1,6 +1,7 @@
 """The client against an engine of the real routes with planted failures."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -339,6 +340,43 @@ async def test_a_reply_with_fewer_logprobs_than_ids_is_refused(monkeypatch: pyte
     async with ScriptedEngine([[1, 2]]) as engine, opened(engine) as client:
         with pytest.raises(EngineError, match="2 token ids with 1 logprobs"):
             await ask(client)
+
+
+@pytest.mark.parametrize(("version", "told"), [(None, 3), (7, 7)])
+async def test_logits_that_are_not_finite_are_told_with_engine_version_and_token_and_asked_for_once(
+    version: int | None, told: int
+) -> None:
+    async with ScriptedEngine([[5, 6]], logprob=math.nan, require_adapters=False) as engine, opened(engine) as client:
+        client.set_served(3)
+        words = (
+            rf"^{engine.url}: the logits of policy version {told} are not finite: .* token 1 of the reply, id 5, is null\. .*lr"
+        )
+        with pytest.raises(EngineError, match=words):
+            await ask(client, version=version)
+        assert len(engine.requests) == 1
+        with pytest.raises(
+            EngineError, match=rf"policy version {told} .* token 1 of the prompt after its first token, id 8, is nu"
+        ):
+            await client.prompt_logprobs([9, 8], version=version)
+
+
+PAGE = b"<html>Bad gateway, but with status 200</html>"
+
+
+async def test_an_answer_that_is_no_completion_is_told_with_its_engine_and_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(engine: ScriptedEngine, request: web.Request) -> web.Response:
+        return web.Response(body=PAGE)
+
+    for route in ("_completions", "_rpc", "_reset"):
+        monkeypatch.setattr(ScriptedEngine, route, page)
+    async with ScriptedEngine() as engine, opened(engine) as client:
+        for where, request in (
+            (f"POST {engine.url}/v1/completions", ask(client)),
+            (f"weights_digest {engine.url}", client.digest(3)),
+            ("POST /reset_prefix_cache", client.resume()),
+        ):
+            with pytest.raises(EngineError, match=f"^{where}: the answer cannot be read: JSON is malformed.*<html>Bad gateway"):
+                await request
 
 
 async def test_a_client_that_is_not_open_says_how_to_open_it() -> None:

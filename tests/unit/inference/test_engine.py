@@ -1,5 +1,6 @@
 """The batcher: pauses, cancellation, adapters in use, and steps that fail."""
 
+import math
 from collections.abc import Generator
 from concurrent.futures import Future
 from pathlib import Path
@@ -154,3 +155,27 @@ def test_a_request_that_cannot_be_admitted_fails_alone(engine: Engine, monkeypat
     assert long.result().error == "MemoryError: planted"
     assert short.result().finish_reason == "length"
     assert engine.alive
+
+
+def test_a_sequence_whose_logits_are_not_finite_ends_there_and_harms_no_other() -> None:
+    """Token 13 has NaN for an embedding. The row of the sequence that met it is given to another one, beside a longer one."""
+    model = build(FAMILIES["qwen2"])
+    model.model.embed_tokens.weight[13] = float("nan")
+    decoder = LeanDecoder(LeanModel(model, 512), cache_bytes=0, deterministic=False)
+    engine = Engine(decoder, max_batch_size=2)
+    engine.start()
+    engine.pause("keep").result(60)
+    long, broken = Request(engine, list(range(20, 100)), max_tokens=60), Request(engine, [13, *range(20, 90)], max_tokens=60)
+    after = Request(engine, [5, 6, 7], max_tokens=20)
+    engine.resume().result(60)
+    items = [request.result() for request in (long, broken, after)]
+    engine.stop()
+    assert [(item.finish_reason, item.error, len(item.logprobs)) for item in items] == [
+        ("length", "", 60),
+        ("error", "", 1),
+        ("length", "", 20),
+    ]
+    assert math.isnan(items[1].logprobs[0])
+    for item in (items[0], items[2]):
+        assert 13 not in item.tokens
+        assert item.logprobs == pytest.approx(reference_logprobs(model, item.tokens)[len(item.prompt) - 1 :], abs=3e-5)

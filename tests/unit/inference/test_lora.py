@@ -201,3 +201,27 @@ def test_the_generic_path_serves_adapters_of_another_architecture(tmp_path: Path
     again = sequence([5, 6, 7])
     run(engine, [again])
     assert (again.sampled, again.logprobs) == (plain.sampled, plain.logprobs)
+
+
+@pytest.mark.parametrize("kind", ["lean", "generic"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_an_adapter_with_a_value_that_is_not_finite_is_refused(
+    kind: str, value: float, model_folder: Path, folders: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    source, _ = folders["v0"]
+    tensors = load_file(source / "adapter_model.safetensors")
+    name = next(name for name in sorted(tensors) if "lora_B" in name)
+    tensors[name][0, 0] = value
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+    model = load_model(model_folder, torch.float32)
+    decoder = (
+        GenericDecoder(model, max_length=256)
+        if kind == "generic"
+        else LeanDecoder(LeanModel(model, 256), cache_bytes=0, deterministic=False)
+    )
+    with pytest.raises(
+        AdapterError, match=rf"1 of \d+ tensors hold NaN or infinity, the first is {name}: the policy has diverged"
+    ):
+        decoder.load_adapter("v0", tmp_path)
+    assert list(decoder.adapters) == []

@@ -80,8 +80,14 @@ def test_a_row_is_drawn_the_same_whatever_other_rows_there_are() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_numbers_are_an_error(temperature: float) -> None:
-    logits = torch.zeros(2, 130)
-    logits[1, 7] = math.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
-        sample(logits, [temperature] * 2, [0.5, 0.5])
+@pytest.mark.parametrize("vocabulary", [3, 130])
+@pytest.mark.parametrize("planted", [[math.nan], [math.inf], [-math.inf] * 130])
+def test_a_row_of_logits_that_are_not_finite_has_no_logprob_and_the_others_are_as_without_it(
+    planted: list[float], vocabulary: int, temperature: float
+) -> None:
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(5))
+    sound = sample(logits[[0, 2]], [temperature] * 2, [0.2, 0.7])
+    logits[1, -len(planted) :] = torch.tensor(planted[:vocabulary])
+    tokens, logprobs = sample(logits, [temperature] * 3, [0.2, 0.5, 0.7])
+    assert (tokens[1], math.isnan(logprobs[1])) == (0, True)
+    assert ([tokens[0], tokens[2]], [logprobs[0], logprobs[2]]) == sound

@@ -1,6 +1,7 @@
 """The routes of the embedded engine: what it refuses, and how it tells."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from aiohttp import web
 from support.adapters import reference_logprobs, write_adapter
 from support.engine_support import FAMILIES, build
 from turnwise.config import RLConfig
+from turnwise.inference import EngineError, InferenceClient
 from turnwise.inference.embedded.build import build_server
 from turnwise.inference.embedded.engine import Engine
 from turnwise.inference.embedded.generic_decoder import GenericDecoder
@@ -225,6 +227,34 @@ async def test_noise_is_applied_while_nothing_runs_and_goes_away_to_the_bit(http
     assert noisy != before
     await http.post("/collective_rpc", clear)
     assert (await http.post("/collective_rpc", {"method": "weights_digest"}))[1] == before
+
+
+async def test_weights_that_hold_nan_end_in_the_words_of_the_client_and_sound_ones_are_served_afterwards(
+    http: Running, tmp_path: Path, tiny_model: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tiny_model / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = math.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    url = str(http.session._base_url).rstrip("/")  # pyright: ignore[reportPrivateUsage]
+    async with InferenceClient([url], model=MODEL_NAME, request_timeout_s=20, max_retries=0) as client:
+
+        async def swap(version: int, folder: Path) -> None:
+            await client.pause()
+            await client.reload_weights(str(folder))
+            client.set_served(version)
+            await client.resume()
+
+        ask = {"version": None, "max_tokens": 3, "temperature": 1.0, "seed": 1, "stop_token_ids": ()}
+        await swap(1, tmp_path)
+        with pytest.raises(EngineError, match=f"^{url}: the logits of policy version 1 are not finite: .* token 1 of the reply"):
+            await client.generate([72, 73], **ask)
+        with pytest.raises(EngineError, match=r"policy version 1 are not finite: .* of the prompt"):
+            await client.prompt_logprobs([72, 73], version=None)
+        await swap(2, tiny_model)
+        assert len((await client.generate([72, 73], **ask)).token_ids) == 3
 
 
 @pytest.mark.parametrize(

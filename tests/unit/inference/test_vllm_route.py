@@ -159,6 +159,11 @@ async def test_what_our_client_sends_is_answered_without_vllms_route():
     assert server.reached == []
 
 
+async def test_a_logprob_of_logits_that_are_not_finite_is_told_as_null_and_not_as_a_very_small_one():
+    _, body = await Server(Engine([8, 9], [-0.5, float("nan")])).post(encoded())
+    assert json.loads(body["body"])["choices"][0]["logprobs"] == {"token_logprobs": [-0.5, None]}
+
+
 async def test_the_base_model_is_asked_without_an_adapter_and_never_for_more_than_the_context_holds():
     engine = Engine([1], [-1.0], reason="length", stop=None)
     await Server(engine).post(encoded(model="base", prompt=[1] * 98, max_tokens=50))

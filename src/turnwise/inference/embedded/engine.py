@@ -182,6 +182,9 @@ class Engine:
         self.generated += len(sequences)
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             sequence.append(token, logprob)
+        broken = [sequence.adapter for sequence in sequences if sequence.finish_reason == "error"]
+        if broken:
+            log.error("the logits of %d of %d sequences are not finite, adapter %s", len(broken), len(sequences), broken[0])
         for sequence in sequences:
             if sequence.finish_reason is not None:
                 self.decoder.release(sequence)

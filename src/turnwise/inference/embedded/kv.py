@@ -37,6 +37,10 @@ class KVRows:
             data[:, row, :count] = self.data[:, row, :count]
         self.data = data
 
+    def clear_row(self, row: int, length: int) -> None:
+        """Forget the first `length` tokens of a row that holds NaN, for whoever gets the row next."""
+        self.data[:, row, :length] = 0
+
     def copy_row(self, source: int, target: int, length: int) -> None:
         self.data[:, target, :length] = self.data[:, source, :length]
 

@@ -73,6 +73,8 @@ class LeanDecoder:
         row = self._rows.index(sequence)
         if not self.deterministic and sequence.computed > 0:
             self._remember(sequence, row, sequence.computed, None)
+        if sequence.finish_reason == "error":
+            self._kv.clear_row(row, sequence.computed)
         last = len(self._rows) - 1
         if row != last:
             self._move(last, row)

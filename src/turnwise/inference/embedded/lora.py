@@ -74,15 +74,23 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """`adapter_model.safetensors` of a PEFT folder, types as stored.
 
     Raises:
-        AdapterError: no such file, or a damaged one.
+        AdapterError: no such file, or a damaged one, or one with a value that is not finite. That would be in the logits of every
+            sequence of a step, those under other adapters too: 0 times NaN is NaN.
     """
     path = folder / "adapter_model.safetensors"
     if not path.exists():
         raise AdapterError(f"No adapter found: {path} does not exist.")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise AdapterError(
+            f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, the first is {broken[0]}: the policy has "
+            "diverged; see actor/grad_norm and actor/loss in metrics.jsonl, and start again with a lower trainer.optim.lr."
+        )
+    return tensors
 
 
 def load_adapter(folder: Path, projections: Projections) -> Adapter:

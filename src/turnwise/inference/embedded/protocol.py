@@ -47,7 +47,7 @@ class RpcBody(msgspec.Struct):
 
 
 class ServedLogprobs(msgspec.Struct):
-    """`choices[0].logprobs`; tokens stand as `token_id:N`, since this engine has no tokenizer."""
+    """`choices[0].logprobs`; tokens stand as `token_id:N`, since this engine has no tokenizer. NaN is written as null."""
 
     token_logprobs: list[float]
     tokens: list[str]

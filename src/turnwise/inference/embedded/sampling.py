@@ -19,10 +19,8 @@ def sample(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[flo
     """Draw one token for each row of `logits` (float32 [rows, vocabulary], overwritten).
 
     Returns the tokens and their logprobs under the distribution that was sampled: `softmax(logits / temperature)`, or
-    for temperature 0 (greedy) `softmax(logits)`.
-
-    Raises:
-        FloatingPointError: a row holds NaN or infinite logits.
+    for temperature 0 (greedy) `softmax(logits)`. A row with NaN, with plus infinity, or with nothing but minus infinity has no
+    distribution: it gets token 0 with the logprob NaN, and the others are as without it.
     """
     divisors = torch.tensor([t if t > 0 else 1.0 for t in temperatures], dtype=torch.float32)
     if any(t != 1.0 for t in divisors.tolist()):
@@ -35,8 +33,8 @@ def sample(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[flo
         if any(t == 0 for t in temperatures):
             greedy = torch.tensor([t == 0 for t in temperatures])
             tokens = torch.where(greedy, logprobs.argmax(-1), tokens)
+    tokens = tokens.masked_fill_(logprobs[:, 0].isnan(), 0)  # such a row is NaN throughout, by its sum
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-    _require_finite(chosen)
     return tokens.tolist(), chosen.tolist()
 
 
@@ -49,7 +47,6 @@ def _inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = torch.nn.functional.pad(probabilities, (0, padding))
     blocks = probabilities.view(rows, -1, BLOCK)
     cumulative = blocks.sum(-1, dtype=torch.float32).double().cumsum(-1)
-    _require_finite(cumulative[:, -1])
     goals = uniforms[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, goals, right=True).clamp_(max=blocks.shape[1] - 1)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
@@ -60,11 +57,6 @@ def _inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     entry = torch.searchsorted(within, inner_goal, right=True)
     last_possible = BLOCK - 1 - (inner > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     return (block * BLOCK + torch.minimum(entry, last_possible))[:, 0]
-
-
-def _require_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise FloatingPointError("the model's logits are not finite; look at the weights of the version that was asked for")
 
 
 def _mix(value: int) -> int:

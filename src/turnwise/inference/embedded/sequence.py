@@ -1,5 +1,6 @@
 """One generation request on its way through the engine."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,10 +20,10 @@ class Sequence:
     adapter: str | None  # None is the base model
     on_done: Callable[["Sequence"], None]  # called in the worker thread, once
     tokens: list[int] = field(default_factory=list)  # prompt and sampled ids
-    logprobs: list[float] = field(default_factory=list)  # nats, one for each sampled id
+    logprobs: list[float] = field(default_factory=list)  # nats, one for each sampled id; NaN where its logits were not finite
     computed: int = 0  # leading tokens whose keys and values are in the cache
     finish_reason: FinishReason | None = None
-    error: str = ""
+    error: str = ""  # why the request failed; the others of finish reason "error" are answered, with what there is
     cancelled: bool = False
 
     def __post_init__(self) -> None:
@@ -33,10 +34,12 @@ class Sequence:
         return self.tokens[len(self.prompt) :]
 
     def append(self, token: int, logprob: float) -> None:
-        """Take a sampled token and decide whether it was the last one."""
+        """Take a sampled token and decide whether it was the last one. None follows a token of no distribution."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        if token in self.stop_ids:
+        if math.isnan(logprob):
+            self.finish_reason = "error"
+        elif token in self.stop_ids:
             self.finish_reason = "stop"
         elif len(self.logprobs) >= self.max_tokens:
             self.finish_reason = "length"

@@ -139,7 +139,7 @@ class Server:
         except asyncio.CancelledError:
             self.engine.cancel(sequence)
             raise
-        if sequence.finish_reason == "error":
+        if sequence.error:
             raise RequestError(500, "InternalServerError", sequence.error)
         return sequence
 
