@@ -2,15 +2,17 @@
 
     python benchmarks/publication.py --json publication.json                  # Qwen3-4B's shape: engine on GPU 0, trainer on 1
     python benchmarks/publication.py --shape tiny --device cpu --repeats 2    # does the script work? (embedded engine, gloo)
+    python benchmarks/publication.py --kinds lora --interval 2                # a version two seconds after the last, as in a run
 
 Random weights. Engine and trainer are processes with the commands and environments of a run's plan; the trainer is its learner
 and its own publication, the orchestrator's side its own client and `Policy.swap`. With `--in-flight` above 0 so many requests are
-being sampled all the while. Medians over `--repeats` versions, after version 0 and `--warm-up` more.
+being sampled all the while. Medians over `--repeats` versions, after version 0 and `--warm-up` more. Without `--interval` they
+come back to back, and replies that outlast several of them keep the adapters with which they began: engines have few slots.
 
 An adapter's time begins with float32 parameters in the trainer's memory and ends when its digest is proven and new requests are
-served by it: `write` (type, digest, copy, file), `notice` (until the orchestrator sees it), `load`, `digest`. The time of full
-weights is that in which engines generate nothing: `pause`, `transfer` (with loading), `digest`, `resume`; before it comes
-`announce`, the digest on the side of the trainer, which is not counted.
+served by it: `write` (type, digest, copy, file), `notice` (until the orchestrator sees it), `slot` (until one for an adapter is
+free), `load`, `digest`; the little that is left is the acknowledgement. The time of full weights is that in which engines sample
+nothing: `pause`, `transfer` (with loading), `digest`, `resume`; before it comes `announce`, the trainer's digest, not counted.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from turnwise.transport import RunDir, WeightsStore
 
 SIDE = Path(__file__).with_name("_publication_side.py")
 GOALS = {"lora": 0.3, "full": 1.5}  # seconds, for Qwen3-4B's shape on two H200
-PARTS = {"lora": ("write", "notice", "load", "digest"), "full": ("announce", "pause", "transfer", "digest", "resume")}
+PARTS = {"lora": ("write", "notice", "slot", "load", "digest"), "full": ("announce", "pause", "transfer", "digest", "resume")}
 PROMPT, TOKENS = 128, 256  # of the requests in flight
 
 Times = dict[str, float]
@@ -74,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[0, 64], help="requests that are being sampled meanwhile")
+    parser.add_argument("--interval", type=float, default=0.0, help="seconds between a version that is served and the next")
     parser.add_argument("--engine-gpu", type=int, default=0)
     parser.add_argument("--trainer-gpu", type=int, default=1, help="may be the engine's, for adapters")
     parser.add_argument("--scratch", type=Path, help="where weights are written; the folder for temporary files if unset")
@@ -139,15 +142,16 @@ class TrainerSide:
 
 
 class TimedClient(InferenceClient):
-    """The client, with the seconds that each part of a swap took."""
+    """The client, with the clock at which each part of a swap began and the seconds that it took."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.began: Times = {}
         self.seconds: Times = {}
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
+        began = self.began[part] = time.monotonic()
         yield
         self.seconds[part] = time.monotonic() - began
 
@@ -191,7 +195,7 @@ async def measure(arguments: argparse.Namespace, config: RLConfig, kind: str, ro
         async with TimedClient([url], model=config.model.name, request_timeout_s=600, max_retries=0) as client:
             await healthy(client, server, config.inference.startup_timeout_s)
             policy = Policy(client, WeightsStore(RunDir(config.output_dir).weights), stop_ids=[], max_loaded=config.adapter_slots)
-            versions = Versions(policy, client, trainer)
+            versions = Versions(policy, client, trainer, interval_s=arguments.interval)
             await versions.next(kind)  # the first request of each kind starts things that stay
             for load in arguments.in_flight:
                 rows.append(await one_row(arguments, versions, kind, load) | {"shape": arguments.shape, "rank": arguments.rank})
@@ -210,14 +214,15 @@ async def one_row(arguments: argparse.Namespace, versions: "Versions", kind: str
 
 
 class Versions:
-    """Publishes one version after the other, and serves it."""
+    """Publishes one version after the other, and serves it; each `interval_s` seconds after the last was served."""
 
-    def __init__(self, policy: Policy, client: TimedClient, trainer: TrainerSide) -> None:
-        self.policy, self.client, self.trainer = policy, client, trainer
+    def __init__(self, policy: Policy, client: TimedClient, trainer: TrainerSide, *, interval_s: float = 0.0) -> None:
+        self.policy, self.client, self.trainer, self.interval_s = policy, client, trainer, interval_s
         self.number = -1
 
     async def next(self, kind: str) -> Times:
         """Seconds of each part of the publication of the next version."""
+        await asyncio.sleep(self.interval_s)
         self.number += 1
         self.trainer.publish(self.number)
         told = asyncio.create_task(self.trainer.answer())
@@ -237,6 +242,8 @@ class Versions:
         trainer = await told
         seconds = {**self.client.seconds, "notice": noticed - trainer["announced"]}
         seconds |= {"write": trainer["announced"] - trainer["began"], "announce": trainer["announced"] - trainer["began"]}
+        if kind == "lora":
+            seconds["slot"] = self.client.began["load"] - noticed
         total = served - trainer["began"] if kind == "lora" else served - noticed
         return {"total": total} | {part: seconds[part] for part in PARTS[kind]}
 
