@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import sys
 import time
@@ -102,6 +103,8 @@ def check(output: Any, work: dict[str, Any]) -> None:
     reply = output.outputs[0]
     if len(reply.token_ids) != work["tokens"] or len(reply.logprobs) != work["tokens"]:
         raise RuntimeError(f"a reply of {len(reply.token_ids)} tokens with {len(reply.logprobs)} logprobs")
+    if not math.isfinite(reply.cumulative_logprob):
+        raise RuntimeError("the logits of the offline engine are not finite")
 
 
 if __name__ == "__main__":

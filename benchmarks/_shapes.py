@@ -43,6 +43,15 @@ SHAPES = {
 }
 
 
+def linear_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each linear layer of a decoder layer."""
+    hidden, inner, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    modules = {f"self_attn.{name}_proj": (hidden, rows) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
+    modules |= {"self_attn.o_proj": (queries, hidden), "mlp.down_proj": (inner, hidden)}
+    return modules | {f"mlp.{name}_proj": (hidden, inner) for name in ("gate", "up")}
+
+
 def write_model_folder(folder: Path, shape: str) -> Path:
     """config.json and a byte-level tokenizer whose ids reach to the end of the vocabulary; no weights."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -66,11 +75,7 @@ def write_adapter_folder(folder: Path, shape: str, rank: int) -> Path:
     from safetensors.torch import save_file
 
     config = SHAPES[shape]
-    hidden, inner, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
-    modules = {f"self_attn.{name}_proj": (hidden, rows) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
-    modules |= {"self_attn.o_proj": (queries, hidden), "mlp.down_proj": (inner, hidden)}
-    modules |= {f"mlp.{name}_proj": (hidden, inner) for name in ("gate", "up")}
+    modules = linear_sizes(config)
     tensors: dict[str, Any] = {}
     for layer in range(config["num_hidden_layers"]):
         for module, (inputs, outputs) in modules.items():
