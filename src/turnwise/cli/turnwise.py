@@ -111,13 +111,15 @@ def _add_eval(add: AddCommand) -> None:
 
 def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from turnwise.config.command import check, read_command
-    from turnwise.launch.evaluation import evaluate, print_evaluation
+    from turnwise.launch.evaluation import evaluate, failures, print_evaluation
 
     request = read_command(rest)
     for notice in request.notices:
         print(notice, file=sys.stderr)
     result = evaluate(check(request), options.checkpoint, lambda text: print(text, file=sys.stderr))
     print_evaluation(result["metrics"])
+    if failed := failures(result["rollouts"]):
+        print(failed, file=sys.stderr)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

@@ -8,7 +8,7 @@ from typing import Self, cast
 import msgspec
 
 from turnwise.inference.errors import EngineError
-from turnwise.inference.wire import Choice, CompletionResponse, decoded
+from turnwise.inference.wire import Choice, CompletionResponse, decoded, error_message
 
 PATH = "/v1/completions"
 WHAT_TO_LOOK_AT = (
@@ -17,6 +17,7 @@ WHAT_TO_LOOK_AT = (
     "At version 0, look for NaN in the model's files, for a quantisation that does not fit them, and for a type too narrow for "
     "the model's activations, such as float16."
 )
+NAN_REFUSED = "Out of range float values"  # Python's json, by which vLLM's own route writes logprobs of a prompt
 
 _decoder = msgspec.json.Decoder(CompletionResponse)  # what a decoder learns of a type is kept in it
 
@@ -86,6 +87,13 @@ class Answer:
             f"{self.url}: the logits of policy version {policy} are not finite: the logprob of token {place + 1} of the {what}, "
             f"id {ids[place]}, is {value}. {WHAT_TO_LOOK_AT}"
         )
+
+
+def refusal(url: str, status: int, body: bytes) -> str:
+    """Why an engine answered with a status other than 200, in its own words, and what they mean where they hide it."""
+    words = error_message(body)
+    meaning = f". The logits are not finite. {WHAT_TO_LOOK_AT}" if NAN_REFUSED in words else ""
+    return f"{url}: HTTP {status}: {words}{meaning}"
 
 
 def first_not_finite(values: Sequence[float | None]) -> int | None:

@@ -10,12 +10,12 @@ import aiohttp
 import msgspec
 
 from turnwise.inference.administration import ADMIN_TIMEOUT_S, CONNECT_TIMEOUT_S, TRANSPORT_ERRORS, Administration, backoff
-from turnwise.inference.answers import Answer
+from turnwise.inference.answers import Answer, refusal
 from turnwise.inference.completion import Completion, FinishReason, extend_spans
 from turnwise.inference.errors import EngineError, EngineUnavailable
 from turnwise.inference.gate import Gate, Open
 from turnwise.inference.replicas import Replica, Replicas
-from turnwise.inference.wire import CacheReset, CompletionRequest, NoiseReport, decoded, error_message, noise_reports
+from turnwise.inference.wire import CacheReset, CompletionRequest, NoiseReport, decoded, noise_reports
 from turnwise.transport import adapter_name
 
 REPAUSE_S = 0.25  # a pause reaches an engine in milliseconds, and so do requests that were sent before it
@@ -265,7 +265,7 @@ class InferenceClient:
             if status == 200:
                 replica.answered()
                 return Answer.of(content, replica.url, served)
-            reason = f"{replica.url}: HTTP {status}: {error_message(content)}"
+            reason = refusal(replica.url, status, content)
             if status < 500:
                 raise EngineError(reason)
             failed.append(replica)

@@ -4,7 +4,8 @@ import asyncio
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from turnwise.launch.gpus import look
 from turnwise.launch.models import Progress, resolve_model
 from turnwise.launch.quantized import quantized_model
 from turnwise.launch.resolve import changed, check_template, with_defaults, write_resolved
+
+REASONS_SHOWN = 3
 
 
 def evaluate(config: RLConfig, checkpoint: Path | None, say: Progress = print) -> dict[str, Any]:
@@ -53,6 +56,15 @@ def print_evaluation(metrics: Mapping[str, float], console: Console | None = Non
             error = metrics.get(f"{name.removesuffix('/mean')}/stderr")
             table.add_row(name, f"{metrics[name]:.4f}", "" if error is None else f"{error:.4f}")
     (console or Console()).print(table)
+
+
+def failures(rollouts: Sequence[Mapping[str, Any]]) -> str | None:
+    """How many rollouts count in no mean, and the most frequent reasons; None where all of them count."""
+    errors = Counter(str(rollout["error"]) for rollout in rollouts if rollout["error"] is not None)
+    if not errors:
+        return None
+    reasons = " | ".join(reason for reason, _ in errors.most_common(REASONS_SHOWN))
+    return f"{errors.total()} of {len(rollouts)} rollouts ended with an error and count in no mean. Reasons: {reasons}"
 
 
 def _with_engines(config: RLConfig, adapter: Path | None, version: int, say: Progress) -> dict[str, Any]:

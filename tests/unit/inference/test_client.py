@@ -360,6 +360,14 @@ async def test_logits_that_are_not_finite_are_told_with_engine_version_and_token
             await client.prompt_logprobs([9, 8], version=version)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(400, EngineError), (500, EngineUnavailable)])
+async def test_a_route_of_vllm_that_cannot_write_nan_is_told_as_what_it_means(status: int, kind: type[Exception]) -> None:
+    fault = Fault(status, "Out of range float values are not JSON compliant")
+    async with ScriptedEngine(faults=[fault]) as engine, opened(engine, retries=0) as client:
+        with pytest.raises(kind, match=rf"HTTP {status}: Out of range float .*\. The logits are not finite\. .*optim\.lr"):
+            await client.prompt_logprobs([9, 8], version=None)
+
+
 PAGE = b"<html>Bad gateway, but with status 200</html>"
 
 
