@@ -9,8 +9,17 @@ from itertools import pairwise
 import torch
 
 Call = Callable[[], object]
-REPLAYS = (5, 200)  # fewest and most
-SECONDS = 0.02  # of replays for one number, between those bounds
+ROUNDS = 5  # in which calls that are compared take turns
+REPLAYS = (1, 40)  # of a round, fewest and most
+SECONDS = 0.1  # of replays for one number, between those bounds
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is timed as one: `count` calls."""
+
+    run: Call
+    count: int
 
 
 @dataclass
@@ -31,19 +40,31 @@ class Clock:
 
     def seconds(self, name: str, calls: Sequence[Call]) -> float:
         """Median over repeats of the mean over `calls`."""
-        for call in calls[:2]:  # compile, choose algorithms, allocate
+        return self.medians([self.prepared(name, calls)])[0]
+
+    def prepared(self, name: str, calls: Sequence[Call]) -> Replay:
+        """The calls, warm. Raises whatever they raise."""
+        for call in [*calls[:2], *calls] if self.device.type == "cuda" else calls[:2]:  # compile, choose algorithms, allocate
             call()
         if self.device.type != "cuda":
-            return self._on_cpu(calls)
-        for call in calls:
-            call()
+            return Replay(lambda: [call() for call in calls], len(calls))
         torch.cuda.synchronize()
         try:
-            return self._of(self._captured(calls)) / len(calls)
+            return Replay(self._captured(calls), len(calls))
         except RuntimeError:
             self.uncaptured.add(name)
             torch.cuda.synchronize()
-            return self._of(lambda: [call() for call in calls]) / len(calls)
+            return Replay(lambda: [call() for call in calls], len(calls))
+
+    def medians(self, replays: Sequence[Replay]) -> list[float]:
+        """Seconds of a call of each, measured in turns: a GPU's clock falls as it gets warm, and other work comes and goes."""
+        times = [self._times(replay, 1) for replay in replays]
+        repeats = [min(max(int(SECONDS / ROUNDS / max(first)), REPLAYS[0]), REPLAYS[1]) for first in times]
+        times = [[] for _ in replays]
+        for _ in range(ROUNDS if self.device.type == "cuda" else 3):
+            for found, replay, number in zip(times, replays, repeats, strict=True):
+                found += self._times(replay, number if self.device.type == "cuda" else 1)
+        return [statistics.median(found) / replay.count for found, replay in zip(times, replays, strict=True)]
 
     def _captured(self, calls: Sequence[Call]) -> Call:
         graph = torch.cuda.CUDAGraph()
@@ -52,27 +73,19 @@ class Clock:
                 call()
         return graph.replay
 
-    def _of(self, replay: Call) -> float:
-        first = self._events(replay, 2)
-        repeats = min(max(int(SECONDS / max(first)), REPLAYS[0]), REPLAYS[1])
-        return statistics.median(self._events(replay, repeats))
-
-    def _events(self, replay: Call, repeats: int) -> list[float]:
+    def _times(self, replay: Replay, repeats: int) -> list[float]:
+        """Seconds of each replay."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            replay.run()
+            return [time.perf_counter() - start]
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         marks[0].record()
         for mark in marks[1:]:
-            replay()
+            replay.run()
             mark.record()
         torch.cuda.synchronize()
         return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
-
-    def _on_cpu(self, calls: Sequence[Call]) -> float:
-        times: list[float] = []
-        for call in [*calls, *calls, *calls][: max(3, len(calls))]:
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
 
 
 def copies(bytes_each: int, device: torch.device) -> int:

@@ -4,8 +4,9 @@
     python benchmarks/mxfp4.py --measure-crossover      # prints the table for kernels/mxfp4/plan.py
     python benchmarks/mxfp4.py --tune --shapes 8192x8192     # the kernels cut up in other ways
 
-Weights are rotated beyond the cache, tokens are random. Times are medians over replays of a CUDA graph; "copy" is one within the
-device, in the same run. What matters most is measured first: a run that meets its time limit leaves out the rest and says so.
+Weights are rotated beyond the cache, tokens are random. Times are medians over replays of CUDA graphs; those that are compared,
+such as bfloat16 and MXFP4, take turns. "copy" is one within the device, in the same run. What matters most is measured first: a
+run that meets its time limit leaves out the rest and says so.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from _kernel_timing import Clock, copies, copy_bandwidth
+from _kernel_timing import Clock, Replay, copies, copy_bandwidth
 from _mxfp4_lora import SHARING, adapted, plain
 from _mxfp4_peers import PEERS, Product
 from _mxfp4_report import Results, lines, print_tables
@@ -39,6 +41,16 @@ BYTES = 0.53125  # of a weight in MXFP4
 Packed = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One way to compute something: a call for each of several operands, so that none of them is in the cache."""
+
+    name: str
+    call: Callable[[Any], object]
+    operands: Sequence[Any]
+    layers: int = 1  # that a call computes
+
+
 class Bench:
     """One run: its clock, what it found, and operands to rotate."""
 
@@ -46,27 +58,24 @@ class Bench:
         self.clock, self.results = clock, results
         results.bandwidth = copy_bandwidth(clock)
 
-    def measure(
-        self,
-        part: str,
-        name: str,
-        nkm: tuple[int, int, int],
-        call: Callable[[Any], object],
-        operands: Sequence[Any],
-        layers: int = 1,
-    ) -> float | None:
-        """Seconds of a layer in `call`, over rotated operands; None where the time is up or it fails, which is noted."""
+    def measure(self, part: str, nkm: tuple[int, int, int], *kinds: "Kind") -> list[float | None]:
+        """Seconds of a layer of each kind, measured in turns; None where the time is up or it fails, which is noted."""
         if self.clock.exhausted():
-            self.results.left_out += 1
-            return None
-        try:
-            seconds = self.clock.seconds(name, [partial(call, operand) for operand in operands]) / layers
-        except Exception as error:  # a peer may fail in any way, and the others are measured all the same
-            self.results.problems[f"{part}: {name}, {nkm}"] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            return None
+            self.results.left_out += len(kinds)
+            return [None] * len(kinds)
+        replays: dict[str, Replay] = {}
+        for kind in kinds:
+            try:
+                replays[kind.name] = self.clock.prepared(kind.name, [partial(kind.call, operand) for operand in kind.operands])
+            except Exception as error:  # a peer may fail in any way, and the others are measured all the same
+                self.results.problems[f"{part}: {kind.name}, {nkm}"] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        seconds = dict(zip(replays, self.clock.medians(list(replays.values())), strict=True))
         n, k, m = nkm
-        self.results.rows.append({"part": part, "name": name, "n": n, "k": k, "m": m, "microseconds": seconds * 1e6})
-        return seconds
+        for kind in (kind for kind in kinds if kind.name in seconds):
+            seconds[kind.name] /= kind.layers
+            microseconds = seconds[kind.name] * 1e6
+            self.results.rows.append({"part": part, "name": kind.name, "n": n, "k": k, "m": m, "microseconds": microseconds})
+        return [seconds.get(kind.name) for kind in kinds]
 
     def weights(self, n: int, k: int, bytes_each: float) -> list[Tensor]:
         """So many bfloat16 weights that they, or what is made of them at `bytes_each` a weight, do not fit into the cache."""
@@ -92,11 +101,11 @@ def measure_conversion(bench: Bench, n: int, k: int, name: str = "mxfp4") -> Non
     def decode(i: int) -> None:
         kept[i] = dequantize(*pairs[i])
 
-    seconds = bench.measure("dequantise", name, (n, k, 0), decode, range(len(pairs)))
+    (seconds,) = bench.measure("dequantise", (n, k, 0), Kind(name, decode, range(len(pairs))))
     if seconds:
         bench.results.rows[-1]["of_copy"] = (BYTES + 2) * n * k / seconds / bench.results.bandwidth
     if name == "mxfp4":
-        bench.measure("quantise", name, (n, k, 0), quantize_unchecked, bench.weights(n, k, 2))
+        bench.measure("quantise", (n, k, 0), Kind(name, quantize_unchecked, bench.weights(n, k, 2)))
 
 
 def measure_products(bench: Bench, n: int, k: int) -> None:
@@ -109,14 +118,14 @@ def measure_products(bench: Bench, n: int, k: int) -> None:
 
 def _forward(bench: Bench, nkm: tuple[int, int, int], weights: list[Tensor], pairs: list[Packed]) -> None:
     x = bench.rows(nkm[2], nkm[1])
-    bench.measure("forward", "bf16", nkm, lambda weight: x @ weight.T, weights)
-    bench.measure("forward", "mxfp4", nkm, lambda pair: mxfp4_product(x, *pair, small_scales=True), pairs)
+    plain = Kind("bf16", lambda weight: x @ weight.T, weights)
+    bench.measure("forward", nkm, plain, Kind("mxfp4", partial(_product, x), pairs))
 
 
 def _dx(bench: Bench, nkm: tuple[int, int, int], weights: list[Tensor], pairs: list[Packed]) -> None:
     grad = bench.rows(nkm[2], nkm[0])
-    bench.measure("dX", "bf16", nkm, lambda weight: grad @ weight, weights)
-    bench.measure("dX", "mxfp4", nkm, lambda pair: mxfp4_product_dx(grad, *pair), pairs)
+    plain = Kind("bf16", lambda weight: grad @ weight, weights)
+    bench.measure("dX", nkm, plain, Kind("mxfp4", lambda pair: mxfp4_product_dx(grad, *pair), pairs))
 
 
 def measure_lora(bench: Bench, n: int, k: int) -> None:
@@ -127,9 +136,13 @@ def measure_lora(bench: Bench, n: int, k: int) -> None:
         x, grad = bench.rows(m, k), bench.rows(m, n)
         for suffix, backward in (("forward", False), ("forward + backward", True)):
             step = adapted(x, grad, backward=backward)
-            bench.measure("LoRA r32", f"none, {suffix}", (n, k, m), plain(x, grad, backward=backward), alone)
-            bench.measure("LoRA r32", f"alone, {suffix}", (n, k, m), step, alone)
-            bench.measure("LoRA r32", f"shared by 3, {suffix}", (n, k, m), step, shared, SHARING)
+            bench.measure(
+                "LoRA r32",
+                (n, k, m),
+                Kind(f"none, {suffix}", plain(x, grad, backward=backward), alone),
+                Kind(f"alone, {suffix}", step, alone),
+                Kind(f"shared by 3, {suffix}", step, shared, SHARING),
+            )
 
 
 def measure_peer(bench: Bench, name: str, n: int, k: int) -> None:
@@ -142,7 +155,7 @@ def measure_peer(bench: Bench, name: str, n: int, k: int) -> None:
         bench.results.problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         return
     for m in bench.some(PEER_TOKENS):
-        bench.measure("forward", name, (n, k, m), partial(_of_rows, bench.rows(m, k)), products)
+        bench.measure("forward", (n, k, m), Kind(name, partial(_of_rows, bench.rows(m, k)), products))
 
 
 def _of_rows(x: Tensor, product: Product) -> Tensor:
@@ -153,15 +166,20 @@ def measure_crossover(bench: Bench, n: int, k: int) -> int:
     """Most tokens at which the fused product is faster than decoding and multiplying."""
     pairs, best = bench.packed(n, k), 0
     for m in CROSSOVER_TOKENS:
-        times: list[float | None] = []
-        for name, bound in (("fused", max(CROSSOVER_TOKENS)), ("decoded", 0)):
-            with mock.patch.dict(plan.CROSSOVERS, {(n, k): bound}):
-                product = partial(_product, bench.rows(m, k))
-                times.append(bench.measure("crossover", name, (n, k, m), product, pairs))
-        fused, decoded = times
+        x = bench.rows(m, k)
+        kinds = [
+            Kind(name, partial(_bounded, bound, x), pairs) for name, bound in (("fused", max(CROSSOVER_TOKENS)), ("decoded", 0))
+        ]
+        fused, decoded = bench.measure("crossover", (n, k, m), *kinds)
         if fused and decoded and fused <= decoded:
             best = m
     return best
+
+
+def _bounded(bound: int, x: Tensor, pair: Packed) -> Tensor:
+    """The product with another crossover, whatever the shape."""
+    with mock.patch.dict(plan.CROSSOVERS, {(len(pair[0]), x.shape[1]): bound}):
+        return _product(x, pair)
 
 
 def _product(x: Tensor, pair: Packed) -> Tensor:
@@ -182,7 +200,7 @@ def tune(bench: Bench, n: int, k: int) -> None:
         for tile in TILES:
             cut = plan.launch(m, n, k, multiprocessors=multiprocessors, tile=plan.Tile(*tile))
             product = partial(_tuned, triton_product.product, x, out, cut)
-            bench.measure("tile (outputs, warps, ahead, unroll, resident)", str(tile), (n, k, m), product, pairs)
+            bench.measure("tile (outputs, warps, ahead, unroll, resident)", (n, k, m), Kind(str(tile), product, pairs))
 
 
 def _tuned(product: Callable[..., None], x: Tensor, out: Tensor, cut: plan.Launch, pair: Packed) -> None:

@@ -1,5 +1,6 @@
 """The benchmark of the kernels runs where there is no GPU, so that it works when there is one."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[4] / "benchmarks" / "mxfp4.py"
 
@@ -39,3 +41,22 @@ def test_the_crossover_is_looked_for(tmp_path: Path):
     result = run(tmp_path, "--measure-crossover")
     assert {row["name"] for row in result["rows"]} == {"fused", "decoded"}
     assert any(line.startswith("CROSSOVERS[(64, 128)] = ") for line in result["lines"])
+
+
+def test_what_is_compared_takes_turns():
+    spec = importlib.util.spec_from_file_location("_kernel_timing", SCRIPT.with_name("_kernel_timing.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    timing = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = timing
+    spec.loader.exec_module(timing)
+    clock = timing.Clock(torch.device("cpu"), limit=10.0)
+    called: list[str] = []
+    one = clock.prepared("one", [lambda: called.append("one")])
+    two = clock.prepared("two", [lambda: called.append("two"), lambda: called.append("two")])
+    called.clear()
+    seconds = clock.medians([one, two])
+    assert called == ["one", "two", "two"] * (len(called) // 3)
+    assert len(called) >= 9
+    assert len(seconds) == 2
+    assert min(seconds) > 0
