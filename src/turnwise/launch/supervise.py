@@ -218,7 +218,7 @@ class Supervisor:
 
     def _rescue(self, failed: Child) -> Outcome:
         """After a process failed: let the trainer save what it has, where it still can."""
-        reason = f"{failed.name} {failed.ending()}"
+        reason = self._reason(failed)
         told = f"{reason}; its log is {failed.spec.log}"
         outcome = Outcome(ExitCode.FAILED, told, tuple(failed.last_lines(TAIL_LINES)), failed.likely_cause())
         trainers = [child for child in self.children if child.spec.role == "trainer" and child.exit_code() is None]
@@ -226,6 +226,13 @@ class Supervisor:
             self.view.say(f"{reason}. The trainer writes a checkpoint before everything ends (Ctrl-C: end at once).")
             self._wait(trainers, self.deadlines.rescue_s, lambda: self.interrupts.once)
         return outcome
+
+    def _reason(self, failed: Child) -> str:
+        """Why a process ended, where the orchestrator has said so to the others; else how."""
+        request = self.control.stop_request()
+        if failed.spec.role == "orchestrator" and request is not None and request.kind == "failed":
+            return request.reason
+        return f"{failed.name} {failed.ending()}"
 
     def _wait(self, children: Sequence[Child], seconds: float, hurry: Callable[[], bool]) -> None:
         deadline = time.monotonic() + seconds

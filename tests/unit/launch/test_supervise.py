@@ -105,6 +105,25 @@ def test_a_failure_shows_the_last_twenty_lines_of_the_process(tmp_path: Path, ru
     assert outcome.log_tail == tuple(f"line {i}" for i in range(30, 50))
 
 
+def test_a_failure_is_told_in_the_words_that_the_orchestrator_left(tmp_path: Path, run_id: str, port: int):
+    words = "orchestrator: TooManyErrors: 8 of the last 8 rollouts ended with an error"
+    leaves = f"""
+from pathlib import Path
+from turnwise.transport import Control
+Control(Path({str(tmp_path)!r})).request_stop("failed", {words!r})
+raise SystemExit(1)
+"""
+    outcome = supervise(plan_of(tmp_path, run_id, port, trainer=polite(tmp_path, "t", seconds=60), orchestrator=leaves), run_id)
+    assert outcome.reason == f"{words}; its log is {tmp_path / 'logs' / 'orchestrator.stdout'}"
+
+
+def test_what_the_orchestrator_left_is_not_said_of_another_process(tmp_path: Path, run_id: str, port: int):
+    Control(tmp_path).request_stop("failed", "orchestrator: of a moment ago")
+    worker = polite(tmp_path, "w", seconds=60)
+    outcome = supervise(plan_of(tmp_path, run_id, port, trainer="raise SystemExit(3)", orchestrator=worker), run_id)
+    assert outcome.reason.startswith("trainer ended with exit code 3; its log is")
+
+
 DYING_ENGINE = """
 print("(EngineCore pid=7) ValueError: Free memory on device cuda:0 (30.1/139.8 GiB) on startup is less than desired GPU memory "
       "utilization (0.92, 128.6 GiB).")

@@ -174,7 +174,7 @@ async def test_an_engine_that_does_not_say_what_its_norms_hold_is_an_error():
             await noise_for(client).apply(0)
 
 
-@pytest.mark.parametrize(("weight", "warned"), [(0.25, True), (1.0, False)])
+@pytest.mark.parametrize(("weight", "warned"), [(0.25, True), (2.0, False)])
 async def test_noise_that_is_large_beside_the_norms_is_warned_of_before_there_is_any(
     weight: float, warned: bool, caplog: pytest.LogCaptureFixture
 ):
