@@ -15,6 +15,7 @@ LINES = (*COLOURS, "#333333")
 STYLES = ("-", "--", ":")  # beyond the colours, lines differ by their dashes
 PANEL = (9.6, 4.6)  # inches
 FEW_POINTS = 15  # are marked one by one
+BESIDE = 0.012  # of the steps, between the error bars of two experiments at the end
 Legend = Literal["beside", "inside", "none"]
 Runs = Mapping[str, Sequence[Metrics]]  # what an experiment is called -> metrics of its runs, by step
 
@@ -46,7 +47,9 @@ def metric_panel(runs: Runs, name: str, *, title: str | None = None, legend: Leg
         for index, (experiment, own) in enumerate(runs.items()):
             if own:
                 colour, style = LINES[index % len(LINES)], STYLES[index // len(LINES) % len(STYLES)]
-                _curve(axes, own, name, colour=colour, style=style, label=_label(experiment, own), held_out=held_out)
+                _curve(axes, own, name, colour=colour, style=style, label=_label(experiment, own))
+                if held_out and len(own) == 1:
+                    _error_bar(axes, own[0], name, colour=colour, place=index + 1)
         most = max(len(own) for own in runs.values())
         told = ": mean over seeds, band of one standard deviation" if most > 1 else ""
         axes.set_title(title or f"{name}{told or (': one seed, standard error over tasks at its end' if held_out else '')}")
@@ -58,21 +61,26 @@ def metric_panel(runs: Runs, name: str, *, title: str | None = None, legend: Leg
     return draw
 
 
-def _curve(axes: "Axes", own: Sequence[Metrics], name: str, *, colour: str, style: str, label: str, held_out: bool) -> None:
-    series = [_series(metrics, name, held_out=held_out) for metrics in own]
-    steps, means, spread = band(series)
+def _curve(axes: "Axes", own: Sequence[Metrics], name: str, *, colour: str, style: str, label: str) -> None:
+    steps, means, spread = band([_series(metrics, name) for metrics in own])
     marker = "o" if len(steps) < FEW_POINTS else None
     axes.plot(steps, means, color=colour, linestyle=style, linewidth=1.8, marker=marker, markersize=4, label=label)
     if len(own) > 1:
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    elif held_out and steps:
-        error = own[0][steps[-1]].get(name.removesuffix("mean") + "stderr")
-        axes.errorbar(steps[-1:], means[-1:], yerr=error, color=colour, capsize=3, linewidth=1.2)
 
 
-def _series(metrics: Metrics, name: str, *, held_out: bool) -> tuple[list[int], list[float]]:
+def _error_bar(axes: "Axes", metrics: Metrics, name: str, *, colour: str, place: int) -> None:
+    """The last value with its standard error, right of the curves, where no other experiment's covers it."""
+    steps, values = _series(metrics, name)
+    error = metrics[steps[-1]].get(name.removesuffix("mean") + "stderr")
+    x = steps[-1] + place * BESIDE * max(steps[-1], 1)
+    axes.errorbar([x], values[-1:], yerr=error, color=colour, fmt="o", markersize=3, capsize=2, linewidth=1.2)
+
+
+def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     """A run's values, those of training smoothed over a twentieth of the run."""
+    held_out = name.startswith("val-")
     steps = [step for step, values in sorted(metrics.items()) if name in values]
     values = [metrics[step][name] for step in steps]
     return steps, values if held_out else smoothed(values, max(1, len(values) // SMOOTH_SHARE))
