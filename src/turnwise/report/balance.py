@@ -6,6 +6,7 @@ from turnwise.report.run import Run
 
 IDLE = 0.25  # share of the time from which a side is called idle
 HELD = 0.1  # share of the places for rollouts
+STALE = 1.5  # versions; one is what working at the same time costs
 WARM_UP = 2  # steps left out at the start of a run that has a few more: compilation, first caches
 FEWEST_STEPS = 6
 
@@ -19,6 +20,7 @@ class Balance:
     held_by_staleness: float  # of the places for rollouts
     held_by_load: float
     env: float  # of a rollout's time
+    staleness: float  # versions, of what was trained on
     max_staleness: int
 
     @classmethod
@@ -34,6 +36,7 @@ class Balance:
             _mean(run, "perf/held_by_staleness/share") or 0.0,
             _mean(run, "perf/held_by_load/share") or 0.0,
             env / rollout if rollout else 0.0,
+            _mean(run, "staleness/mean") or 0.0,
             int(run.config.get("orchestrator", {}).get("max_staleness", 1)),
         )
 
@@ -73,6 +76,11 @@ class Balance:
         more = "give the engines more GPUs (gpus.inference) and the trainer fewer (gpus.trainer)"
         if self.held_by_load >= HELD:
             return more
+        if self.staleness >= STALE:
+            return (
+                f"{more}; or lower orchestrator.max_inflight: rollouts were {self.staleness:.1f} versions old, and fewer at a time are "
+                "newer, which costs no time while the engines stay busy"
+            )
         key = "max_staleness" if self.held_by_staleness >= HELD else "max_inflight"
         return f"{more}; or raise orchestrator.{key}, if the engines decode faster with more rollouts at a time"
 

@@ -27,6 +27,13 @@ def plant(folder: Path, **planted: float) -> Run:
         (0.55, 0.02, {}, "the engines were the bottleneck", "orchestrator.max_inflight"),
         (0.55, 0.02, {STALENESS: 0.3}, "the engines were the bottleneck", "orchestrator.max_staleness"),
         (
+            0.3,
+            0.02,
+            {STALENESS: 0.5, "staleness/mean": 2.0},
+            "the engines were the bottleneck",
+            "lower orchestrator.max_inflight: rollouts were 2.0 versions old",
+        ),
+        (
             0.45,
             0.5,
             {STALENESS: 0.4},
