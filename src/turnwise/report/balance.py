@@ -72,14 +72,20 @@ class Balance:
                 "use the engines meanwhile, or make the environments faster"
             )
         if self.engine_idle > self.trainer_idle:
-            return "give the trainer more GPUs (gpus.trainer) and the engines fewer (gpus.inference)"
+            more = "give the trainer more GPUs (gpus.trainer) and the engines fewer (gpus.inference)"
+            if self.staleness < STALE:
+                return more
+            return (
+                f"{more}; and lower orchestrator.max_staleness to 1: rollouts were {self.staleness:.1f} versions old because "
+                "batches waited for the trainer, which is as fast with newer ones"
+            )
         more = "give the engines more GPUs (gpus.inference) and the trainer fewer (gpus.trainer)"
         if self.held_by_load >= HELD:
             return more
         if self.staleness >= STALE:
             return (
-                f"{more}; or lower orchestrator.max_inflight: rollouts were {self.staleness:.1f} versions old, and fewer at a time are "
-                "newer, which costs no time while the engines stay busy"
+                f"{more}; or lower orchestrator.max_inflight: rollouts were {self.staleness:.1f} versions old, and fewer at a "
+                "time are newer, which costs no time while the engines stay busy"
             )
         key = "max_staleness" if self.held_by_staleness >= HELD else "max_inflight"
         return f"{more}; or raise orchestrator.{key}, if the engines decode faster with more rollouts at a time"

@@ -23,6 +23,13 @@ def plant(folder: Path, **planted: float) -> Run:
     ("trainer", "engine", "others", "verdict", "key"),
     [
         (0.03, 0.41, {STALENESS: 0.5}, "the trainer was the bottleneck: it idled 3% while the engines idled 41%", "gpus.trainer"),
+        (
+            0.0,
+            0.7,
+            {STALENESS: 0.9, "staleness/mean": 2.0},
+            "the trainer was the bottleneck",
+            "lower orchestrator.max_staleness to 1: rollouts were 2.0 versions old",
+        ),
         (0.55, 0.02, {LOAD: 0.3}, "the engines were the bottleneck: they idled 2% while the trainer idled 55%", "gpus.inference"),
         (0.55, 0.02, {}, "the engines were the bottleneck", "orchestrator.max_inflight"),
         (0.55, 0.02, {STALENESS: 0.3}, "the engines were the bottleneck", "orchestrator.max_staleness"),
