@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from turnwise.transport.files import write_atomic
+
 GOAL = 0.95  # of the offline rate
 Row = dict[str, Any]
 
@@ -57,7 +59,7 @@ def verdict(rows: list[Row]) -> str:
 
 
 def write(path: Path, rows: list[Row], settings: dict[str, Any], about: dict[str, Any]) -> None:
-    """Everything so far as JSON, in one piece."""
+    """Everything so far as JSON."""
     report = {
         "goal": GOAL,
         "worst": min(row["share"] for row in rows),
@@ -66,6 +68,4 @@ def write(path: Path, rows: list[Row], settings: dict[str, Any], about: dict[str
         "results": rows,
         "beside_bfloat16": beside_bfloat16(rows),
     }
-    draft = path.with_name(f"{path.name}.new")
-    draft.write_text(json.dumps(report, indent=1))
-    draft.replace(path)
+    write_atomic(path, json.dumps(report, indent=1).encode())

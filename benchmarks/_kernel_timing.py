@@ -10,6 +10,7 @@ import torch
 
 Call = Callable[[], object]
 ROUNDS = 5  # in which calls that are compared take turns
+CPU_ROUNDS = 3
 REPLAYS = (1, 40)  # of a round, fewest and most
 SECONDS = 0.1  # of replays for one number, between those bounds
 
@@ -46,25 +47,36 @@ class Clock:
         """The calls, warm. Raises whatever they raise."""
         for call in [*calls[:2], *calls] if self.device.type == "cuda" else calls[:2]:  # compile, choose algorithms, allocate
             call()
-        if self.device.type != "cuda":
-            return Replay(lambda: [call() for call in calls], len(calls))
-        torch.cuda.synchronize()
-        try:
-            return Replay(self._captured(calls), len(calls))
-        except RuntimeError:
-            self.uncaptured.add(name)
+
+        def one_by_one() -> None:
+            for call in calls:
+                call()
+
+        run: Call = one_by_one
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-            return Replay(lambda: [call() for call in calls], len(calls))
+            try:
+                run = self._captured(calls)
+            except RuntimeError:
+                self.uncaptured.add(name)
+                torch.cuda.synchronize()
+        return Replay(run, len(calls))
 
     def medians(self, replays: Sequence[Replay]) -> list[float]:
         """Seconds of a call of each, measured in turns: a GPU's clock falls as it gets warm, and other work comes and goes."""
-        times = [self._times(replay, 1) for replay in replays]
-        repeats = [min(max(int(SECONDS / ROUNDS / max(first)), REPLAYS[0]), REPLAYS[1]) for first in times]
-        times = [[] for _ in replays]
-        for _ in range(ROUNDS if self.device.type == "cuda" else 3):
+        repeats = [self._repeats(replay) for replay in replays]
+        times: list[list[float]] = [[] for _ in replays]
+        for _ in range(ROUNDS if self.device.type == "cuda" else CPU_ROUNDS):
             for found, replay, number in zip(times, replays, repeats, strict=True):
-                found += self._times(replay, number if self.device.type == "cuda" else 1)
+                found += self._times(replay, number)
         return [statistics.median(found) / replay.count for found, replay in zip(times, replays, strict=True)]
+
+    def _repeats(self, replay: Replay) -> int:
+        """Replays of a round."""
+        if self.device.type != "cuda":
+            return 1
+        (first,) = self._times(replay, 1)
+        return min(max(int(SECONDS / ROUNDS / first), REPLAYS[0]), REPLAYS[1])
 
     def _captured(self, calls: Sequence[Call]) -> Call:
         graph = torch.cuda.CUDAGraph()
@@ -74,7 +86,7 @@ class Clock:
         return graph.replay
 
     def _times(self, replay: Replay, repeats: int) -> list[float]:
-        """Seconds of each replay."""
+        """Seconds of each replay; on a CPU of one."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             replay.run()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from _shapes import SHAPES, linear_sizes, write_model_folder
 from turnwise.kernels.mxfp4.format import BLOCK
-from turnwise.kernels.quantized.layout import CONFIG, INDEX, OUTPUT_LAYER, PACKED, SCALE, quantization_config
+from turnwise.kernels.quantized.layout import CONFIG, OUTPUT_LAYER, PACKED, SCALE, quantization_config, write_index
 
 STD = 0.02  # of embeddings
 SCALE_BYTES = (120, 120, 119)  # 2^-7 and 2^-8: with codes of root mean square 2.93, weights of standard deviation 0.0198
@@ -38,7 +38,7 @@ def write_packed_folder(folder: Path, shape: str, *, seed: int = 0) -> Path:
         save_file(tensors, folder / name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
+    write_index(folder, places, total)
     return folder
 
 

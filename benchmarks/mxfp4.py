@@ -58,7 +58,7 @@ class Bench:
         self.clock, self.results = clock, results
         results.bandwidth = copy_bandwidth(clock)
 
-    def measure(self, part: str, nkm: tuple[int, int, int], *kinds: "Kind") -> list[float | None]:
+    def measure(self, part: str, nkm: tuple[int, int, int], *kinds: Kind) -> list[float | None]:
         """Seconds of a layer of each kind, measured in turns; None where the time is up or it fails, which is noted."""
         if self.clock.exhausted():
             self.results.left_out += len(kinds)

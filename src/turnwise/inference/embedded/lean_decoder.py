@@ -71,10 +71,10 @@ class LeanDecoder:
     def release(self, sequence: Sequence) -> None:
         """Between steps, where every row is prefilled, or for all rows after a step that failed."""
         row = self._rows.index(sequence)
-        if not self.deterministic and sequence.computed > 0:
-            self._remember(sequence, row, sequence.computed, None)
-        if sequence.finish_reason == "error":
+        if sequence.finish_reason == "error":  # may hold NaN, which is not worth remembering either
             self._kv.clear_row(row, sequence.computed)
+        elif not self.deterministic and sequence.computed > 0:
+            self._remember(sequence, row, sequence.computed, None)
         last = len(self._rows) - 1
         if row != last:
             self._move(last, row)

@@ -31,6 +31,7 @@ from turnwise.kernels.quantized.layout import (
     LayoutError,
     quantization_config,
     read_config,
+    write_index,
 )
 from turnwise.kernels.quantized.report import Report, no_layers, write_report
 from turnwise.kernels.quantized.tensors import FolderTensors, open_tensors
@@ -136,8 +137,7 @@ def _write_rest(source: Path, folder: Path, state: _Export, *, several: bool) ->
     _copy_others(source, folder)
     _write_config(source, folder, ignore=[OUTPUT_LAYER, *(layer for layer in state.plain if layer != OUTPUT_LAYER)])
     if several:
-        index = {"metadata": {"total_size": state.total}, "weight_map": dict(sorted(state.places.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, state.places, state.total)
 
 
 def _write_config(source: Path, folder: Path, *, ignore: Sequence[str]) -> None:

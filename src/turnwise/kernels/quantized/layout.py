@@ -6,7 +6,7 @@ NAME.weight_scale uint8 [N, K/32], and a `quantization_config` in config.json, b
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,17 @@ def quantization_config(ignore: Sequence[str]) -> dict[str, Any]:
         "ignore": list(ignore),
         "config_groups": {"group_0": group},
     }
+
+
+def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
+    """The index of weights in several files.
+
+    Args:
+        places: tensor -> file.
+        total: bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def weight_files(folder: Path) -> list[Path]:
