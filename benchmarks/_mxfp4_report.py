@@ -10,6 +10,8 @@ FEW_TOKENS, FEW_GOAL = 16, (8192, 8192, 2.2)
 TRAINING_GOALS = {4096: 0.90, 8192: 0.93}
 DEQUANTISE_GOAL = 0.90
 LORA_GOALS = {"forward": 0.08, "forward + backward": 0.15}
+AS_MANY = "copy of as many bytes"  # it starts and ends as slowly; `Results.bandwidth` is that of a copy of 1 GiB
+ADAPTED = {"alone": 1, "shared by 3": 3}  # layers that read x together
 
 
 @dataclass
@@ -55,6 +57,7 @@ def lines(results: Results, uncaptured: set[str]) -> list[str]:
         if "of_copy" in row:
             what = f"dequantise {row['n']}x{row['k']}, {row['name']}"
             found.append(f"{what}: {row['of_copy']:.1%} of copy bandwidth (goal {DEQUANTISE_GOAL:.0%})")
+            found.append(f"{what}: {row['of_copy_of_as_many']:.1%} of the speed of a {AS_MANY}")
     for n, k in results.shapes:
         found += _speeds(results, n, k) + _lora(results, n, k)
     found += [f"not measured: {name}: {why}" for name, why in results.problems.items()]
@@ -81,8 +84,10 @@ def _lora(results: Results, n: int, k: int) -> list[str]:
     for m in results.tokens:
         for suffix, goal in LORA_GOALS.items():
             base = results.find("LoRA r32", f"none, {suffix}", n, k, m)
-            for kind in ("alone", "shared by 3"):
+            for kind, layers in ADAPTED.items():
                 ours = results.find("LoRA r32", f"{kind}, {suffix}", n, k, m)
                 if base and ours:
-                    found.append(f"LoRA {kind} {n}x{k}, M = {m}, {suffix}: {ours / base - 1:+.1%} (goal {goal:+.0%})")
+                    line = f"LoRA {kind} {n}x{k}, M = {m}, {suffix}: {ours / base - 1:+.1%} (goal {goal:+.0%})"
+                    extra = 2 * m * (k / layers + 2 * n) / results.bandwidth * 1e6 / base
+                    found.append(line + (f", its bytes at the speed of a copy {extra:+.1%}" if suffix == "forward" else ""))
     return found

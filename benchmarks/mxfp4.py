@@ -26,7 +26,7 @@ from torch import Tensor
 from _kernel_timing import Clock, Replay, copies, copy_bandwidth
 from _mxfp4_lora import SHARING, adapted, plain
 from _mxfp4_peers import PEERS, Product
-from _mxfp4_report import Results, lines, print_tables
+from _mxfp4_report import AS_MANY, Results, lines, print_tables
 from turnwise.kernels.mxfp4 import dequantize, mxfp4_product, mxfp4_product_dx, plan, quantize, quantize_unchecked
 
 GPU_SHAPES, CPU_SHAPES = ["8192x8192", "4096x4096", "4096x11008"], ["256x256", "128x384"]
@@ -95,15 +95,21 @@ class Bench:
 
 
 def measure_conversion(bench: Bench, n: int, k: int, name: str = "mxfp4") -> None:
-    pairs = bench.packed(n, k)
+    pairs, moved = bench.packed(n, k), int((BYTES + 2) * n * k)
+    sources = [torch.full((moved // 16,), 7, dtype=torch.int64, device=bench.clock.device) for _ in pairs]
     kept: dict[int, Tensor] = {}  # every result has memory of its own, or the cache would take the writes
 
     def decode(i: int) -> None:
         kept[i] = dequantize(*pairs[i])
 
-    (seconds,) = bench.measure("dequantise", (n, k, 0), Kind(name, decode, range(len(pairs))))
-    if seconds:
-        bench.results.rows[-1]["of_copy"] = (BYTES + 2) * n * k / seconds / bench.results.bandwidth
+    def copy(i: int) -> None:
+        kept[~i] = torch.neg(sources[i])
+
+    kinds = [Kind(kind, call, range(len(pairs))) for kind, call in ((name, decode), (AS_MANY, copy))]
+    ours, as_many = bench.measure("dequantise", (n, k, 0), *kinds)
+    if ours and as_many:
+        of_copy, of_as_many = moved / ours / bench.results.bandwidth, as_many / ours
+        bench.results.rows[-2].update({"of_copy": of_copy, "of_copy_of_as_many": of_as_many})
     if name == "mxfp4":
         bench.measure("quantise", (n, k, 0), Kind(name, quantize_unchecked, bench.weights(n, k, 2)))
 

@@ -30,6 +30,10 @@ def test_every_part_is_measured_or_said_to_be_left_out(tmp_path: Path, limit: fl
     if limit:
         assert {("dequantise", "mxfp4"), ("forward", "bf16"), ("forward", "mxfp4"), ("dX", "mxfp4")} <= measured
         assert {("forward", "eager decode"), ("LoRA r32", "shared by 3, forward + backward")} <= measured
+        decoding = {row["name"]: row for row in result["rows"] if row["part"] == "dequantise"}
+        as_many = decoding["copy of as many bytes"]["microseconds"] / decoding["mxfp4"]["microseconds"]
+        assert decoding["mxfp4"]["of_copy_of_as_many"] == pytest.approx(as_many)
+        assert sum("its bytes at the speed of a copy" in line for line in result["lines"]) == 2  # of own A, and of shared
         problems = [line for line in result["lines"] if "not measured" in line or "left out" in line]
         assert [line.partition(": No")[0] for line in problems] == ["not measured: humming: ModuleNotFoundError"]
     else:
