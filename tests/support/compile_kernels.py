@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from turnwise.kernels.mxfp4 import plan, triton_dequantize, triton_product, triton_quantize
+from turnwise.kernels.mxfp4 import plan, triton_dequantize, triton_few, triton_product, triton_quantize
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -55,7 +55,19 @@ def inside_loops(lines: list[str]) -> list[str]:
     return [line for start, end in jumps if end - start > 8 for line in lines[start : end + 1]]
 
 
+def few(m: int, small_scales: bool) -> dict[str, Any]:
+    cut = plan.launch(m, 8192, 8192, multiprocessors=132)
+    types = {"dealt_ptr": "*i32", "words_ptr": "*i32", "scales_ptr": "*u8", "parts_ptr": "*fp32", "m": "i32", "n": "i32"}
+    constants = {
+        "K": 8192, "STEPS": cut.steps, "EVEN": True, "WHOLE": True, "TILES": cut.tokens // triton_few.TOKENS,
+        "WARPS": cut.tile.warps, "UNROLL": cut.tile.unroll, "SMALL_SCALES": small_scales, "EARLY": True,
+    }  # fmt: skip
+    return measured(compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, loops=True), cut.tile)
+
+
 def product(m: int, small_scales: bool) -> dict[str, Any]:
+    if m <= plan.FEW:
+        return few(m, small_scales)
     cut = plan.launch(m, 8192, 8192, multiprocessors=132)
     tile = cut.tile
     types = {"x_ptr": "*bf16", "words_ptr": "*i32", "scales_ptr": "*i32", "out_ptr": "*fp32", "m": "i32", "n": "i32"}
@@ -63,12 +75,16 @@ def product(m: int, small_scales: bool) -> dict[str, Any]:
         "K": 8192, "STEPS": cut.steps, "SPLITS": cut.splits, "BLOCK_N": tile.block_n, "TOKENS": cut.tokens, "WARPS": tile.warps,
         "AHEAD": tile.ahead, "UNROLL": tile.unroll, "SMALL_SCALES": small_scales, "ADD": False,
     }  # fmt: skip
-    result = compiled(triton_product._product_kernel, types, constants, warps=tile.warps, loops=True)
+    return measured(compiled(triton_product._product_kernel, types, constants, warps=tile.warps, loops=True), tile)
+
+
+def measured(code: dict[str, Any], tile: plan.Tile) -> dict[str, Any]:
+    """`code` with what it is held against: weights that its loop decodes a thread, programs that fit on a multiprocessor."""
     threads = 32 * tile.warps
-    result["weights_per_thread"] = tile.block_n * plan.STEP * tile.unroll // threads
-    result["resident"] = min(65536 // (threads * (-(-result["REG"] // 8) * 8)), 227 * 1024 // (result["shared"] + 1024))
-    result["resident_planned"] = tile.resident
-    return result
+    registers, shared = threads * -(-code["REG"] // 8) * 8, code["shared"] + 1024
+    fitting = min(65536 // registers, 227 * 1024 // shared, 2048 // threads)
+    planned = {"weights_per_thread": tile.block_n * plan.STEP * tile.unroll // threads, "resident_planned": tile.resident}
+    return code | planned | {"resident": fitting}
 
 
 def main() -> None:
@@ -88,11 +104,18 @@ def main() -> None:
         "reduce": compiled(
             triton_product._reduce_kernel,
             {"parts_ptr": "*fp32", "out_ptr": "*bf16", "size": "i32"},
-            {"SPLITS": 4, "ADD": True, "REDUCE": triton_product.REDUCE},
+            {"SPLITS": 4, "ADD": True, "REDUCE": triton_product.REDUCE, "EARLY": True},
             warps=4,
         ),
         **{f"product{m}": product(m, small_scales=True) for m in plan.TILES},
         "product16_large": product(16, small_scales=False),
+        "product32_large": product(32, small_scales=False),
+        "deal": compiled(
+            triton_few._deal_kernel,
+            {"x_ptr": "*bf16", "dealt_ptr": "*i32", "m": "i32"},
+            {"K": 8192, "TILES": 2, "EARLY": True},
+            warps=4,
+        ),
     }
     json.dump(report, sys.stdout)
 

@@ -23,16 +23,16 @@ class Tile:
     resident: int  # programs that fit on a multiprocessor of a Hopper GPU, by their registers
 
 
+FEW = 16  # tokens that `triton_few` multiplies, more are for `triton_product`
 TILES = {
-    16: Tile(block_n=64, warps=4, ahead=2, unroll=4, resident=4),
+    8: Tile(block_n=64, warps=4, ahead=1, unroll=2, resident=8),
+    16: Tile(block_n=64, warps=4, ahead=1, unroll=2, resident=8),
     32: Tile(block_n=128, warps=8, ahead=2, unroll=1, resident=2),
     64: Tile(block_n=128, warps=8, ahead=1, unroll=1, resident=2),
 }
-"""By tokens, padded. The first was the fastest of six on an H200 (8192x8192, 16 tokens: 19.0 us; unrolled twice 19.7, with twice
-the outputs 19.7), the others are chosen by the registers and instructions of the compiled kernels. At 128 registers a thread, 4
-programs of the first kind have 32 KB of weights under way, enough to hide the latency of an H200's memory at full bandwidth
-(4.3 TB/s times 0.8 us over 132 multiprocessors: 26 KB). More tokens need more accumulators; twice the outputs halve how often
-tokens are read.
+"""By tokens, padded. The first two were the fastest of some fifty on an H200: 32 warps a multiprocessor, which are as many as 64
+registers a thread leave. The others are chosen by the registers and instructions of the compiled kernels: more tokens need more
+accumulators, and twice the outputs halve how often tokens are read.
 """
 
 

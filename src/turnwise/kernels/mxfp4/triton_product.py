@@ -1,4 +1,5 @@
-"""Few tokens times a quantised weight, in Triton: codes are loaded into registers, decoded there and multiplied by tensor cores.
+"""Some tokens times a quantised weight, in Triton: codes are loaded into registers, decoded and multiplied there. Up to 16 tokens
+are multiplied by `triton_few`, whose parts are added here.
 
 The weight is the left operand, out^T [N, M] = W [N, K] x^T [K, M], since wgmma takes its left operand from registers. No weight
 passes through shared memory: the order of rows and of k in a tile is chosen so that each thread loads, 16 bytes at a time, just
@@ -15,11 +16,12 @@ import triton
 import triton.language as tl
 from jaxtyping import BFloat16, UInt8
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
-from turnwise.kernels.mxfp4 import plan
+from turnwise.kernels.mxfp4 import plan, triton_few
 from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, bfloat16_pairs, scale_pairs, scaled_pairs
 
-REDUCE = 1024  # outputs of a program that adds partial sums
+REDUCE = 256  # outputs of a program that adds partial sums: many small programs are there at once
 
 
 @triton.jit
@@ -109,9 +111,13 @@ def _store(
 
 
 @triton.jit
-def _reduce_kernel(parts_ptr, out_ptr, size, SPLITS: tl.constexpr, ADD: tl.constexpr, REDUCE: tl.constexpr):
+def _reduce_kernel(
+    parts_ptr, out_ptr, size, SPLITS: tl.constexpr, ADD: tl.constexpr, REDUCE: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * REDUCE + tl.arange(0, REDUCE)
     inside = at < size
+    if EARLY:
+        gdc_wait()  # until the parts are there
     total = tl.zeros((REDUCE,), tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(parts_ptr + at + split * size, mask=inside, other=0.0)
@@ -141,12 +147,20 @@ def product(
     Partial sums are added in a fixed order: equal inputs give equal bits.
     """
     (m, k), n = x.shape, packed.shape[0]
-    parts = out if cut.splits == 1 else torch.empty(cut.splits, m, n, dtype=torch.float32, device=x.device)
-    tile = cut.tile
-    _product_kernel[(triton.cdiv(n, tile.block_n), cut.splits, triton.cdiv(m, cut.tokens))](
-        x, packed.view(torch.int32), scales.view(torch.int32), parts, m, n,
-        K=k, STEPS=cut.steps, SPLITS=cut.splits, BLOCK_N=tile.block_n, TOKENS=cut.tokens, WARPS=tile.warps,
-        AHEAD=tile.ahead, UNROLL=tile.unroll, SMALL_SCALES=small_scales, ADD=add, num_warps=tile.warps, num_stages=1,
-    )  # fmt: skip
-    if cut.splits > 1:
-        _reduce_kernel[(triton.cdiv(m * n, REDUCE),)](parts, out, m * n, SPLITS=cut.splits, ADD=add, REDUCE=REDUCE)
+    few = cut.tokens <= plan.FEW
+    alone = cut.splits == 1 and not few
+    parts = out if alone else torch.empty(cut.splits, m, n, dtype=torch.float32, device=x.device)
+    if few:
+        triton_few.sums(x, packed, scales, parts, cut, small_scales=small_scales)
+    else:
+        tile = cut.tile
+        _product_kernel[(triton.cdiv(n, tile.block_n), cut.splits, triton.cdiv(m, cut.tokens))](
+            x, packed.view(torch.int32), scales.view(torch.int32), parts, m, n,
+            K=k, STEPS=cut.steps, SPLITS=cut.splits, BLOCK_N=tile.block_n, TOKENS=cut.tokens, WARPS=tile.warps,
+            AHEAD=tile.ahead, UNROLL=tile.unroll, SMALL_SCALES=small_scales, ADD=add, num_warps=tile.warps, num_stages=1,
+        )  # fmt: skip
+    if not alone:
+        early = few and triton_few.starts_early(x.device)
+        options = {"launch_pdl": True} if early else {}
+        grid = (triton.cdiv(m * n, REDUCE),)
+        _reduce_kernel[grid](parts, out, m * n, SPLITS=cut.splits, ADD=add, REDUCE=REDUCE, EARLY=early, **options)

@@ -18,6 +18,7 @@ from turnwise.kernels.mxfp4.format import SCALE_MODES, ScaleMode
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-4 if DEVICE == "cuda" else 1e-6  # of float32 sums of exact products
+FEW_TOKENS = [(1, 64, 128), (1, 200, 384), (7, 70, 640), (8, 8, 256), (9, 75, 384), (16, 64, 512)]
 SMALL_TILE = plan.Tile(block_n=64, warps=4, ahead=1, unroll=1, resident=6)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy, where a scale overflows or is NaN
@@ -88,7 +89,7 @@ def test_quantise_marks_blocks_that_are_not_finite():
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(1, 64, 128), (1, 200, 384), (7, 70, 640), (16, 64, 512), (17, 130, 384), (32, 256, 256), (40, 100, 640), (64, 128, 256)],
+    [*FEW_TOKENS, (17, 130, 384), (32, 256, 256), (40, 100, 640), (64, 128, 256)],
 )
 @pytest.mark.parametrize("small", [True, False])
 def test_the_fused_product_agrees_with_float64(m: int, n: int, k: int, small: bool):
@@ -112,53 +113,58 @@ def test_parts_along_k_of_unequal_length_are_added_up():
     packed, scales = random_codes(64, 128 * 7, seed=3)
     x = torch.randn(3, 128 * 7, generator=seeded(4)).bfloat16()
     expected = x.double() @ reference.dequantize(packed, scales, torch.float64).T
-    for tile in (plan.TILES[16], SMALL_TILE):
+    for tile, tokens in ((plan.TILES[8], 8), (plan.TILES[16], 16), (plan.TILES[32], 32), (SMALL_TILE, 32)):
         for splits, steps in ((1, 7), (2, 4), (3, 3), (4, 2), (7, 1)):
-            assert_near(fused(x, packed, scales, plan.Launch(tile, 16, splits, steps)), expected)
+            assert_near(fused(x, packed, scales, plan.Launch(tile, tokens, splits, steps)), expected)
 
 
-def test_each_code_meets_its_own_token_value():
+@pytest.mark.parametrize("tokens", [8, 16, 64])
+def test_each_code_meets_its_own_token_value(tokens: int):
     """Rows of W with one code each, and tokens that are unit vectors: a permutation gone wrong moves a value."""
     packed = torch.zeros(64, 128, dtype=torch.uint8)
     k = torch.arange(64) * 4 + torch.arange(64) % 4
     packed[torch.arange(64), k // 2] = torch.where(k % 2 == 0, 2, 32).to(torch.uint8)  # code 2 is 1.0
     scales = torch.full((64, 8), 127, dtype=torch.uint8)
-    cut = plan.Launch(SMALL_TILE, 64, 1, 2)
-    result = fused(torch.eye(256)[k].bfloat16(), packed, scales, cut)
-    assert torch.equal(result, torch.eye(64))
+    cut = plan.Launch(SMALL_TILE, tokens, 1, 2)
+    results = [fused(x.bfloat16(), packed, scales, cut) for x in torch.eye(256)[k].split(tokens)]
+    assert torch.equal(torch.cat(results), torch.eye(64))
 
 
-def test_scales_of_any_size_are_exact_without_a_promise():
+@pytest.mark.parametrize("m", [3, 16, 20])
+def test_scales_of_any_size_are_exact_without_a_promise(m: int):
     packed, scales = random_codes(64, 128, seed=5, lowest=0, highest=200)
-    x = torch.zeros(16, 128).index_fill_(1, torch.tensor([70]), 1.0).bfloat16()
-    expected = reference.dequantize(packed, scales, torch.float32)[:, 70].expand(16, 64)
-    cut = plan.launch(16, 64, 128, multiprocessors=4)
+    x = torch.zeros(m, 128).index_fill_(1, torch.tensor([70]), 1.0).bfloat16()
+    expected = reference.dequantize(packed, scales, torch.float32)[:, 70].expand(m, 64)
+    cut = plan.launch(m, 64, 128, multiprocessors=4)
     assert torch.equal(fused(x, packed, scales, cut), expected)
 
 
+@pytest.mark.parametrize("m", [4, 20])
 @pytest.mark.parametrize("byte", [129, 150, 254])
-def test_a_broken_promise_of_small_scales_shows_as_nan(byte: int):
+def test_a_broken_promise_of_small_scales_shows_as_nan(byte: int, m: int):
     packed, scales = random_codes(64, 128, seed=6)
     packed[9, 32:48] = 0x22  # ones: no code is 0, which an infinite scale would make NaN
     scales[9, 2] = byte
-    x = torch.randn(4, 128, generator=seeded(7)).bfloat16()
-    cut = plan.launch(4, 64, 128, multiprocessors=4)
+    x = 0.01 * torch.randn(m, 128, generator=seeded(7)).bfloat16()  # no sum of 32 of them reaches 2, times 2^127
+    cut = plan.launch(m, 64, 128, multiprocessors=4)
     assert fused(x, packed, scales, cut, small=True).isnan().all(0).nonzero().flatten().tolist() == [9]
     assert not fused(x, packed, scales, cut, small=False).isnan().any()
 
 
-def test_a_nan_scale_reaches_its_own_output_alone():
+@pytest.mark.parametrize("m", [4, 12, 20])
+def test_a_nan_scale_reaches_its_own_output_alone(m: int):
     packed, scales = random_codes(64, 256, seed=8)
     scales[33, 5] = 255
-    x = torch.randn(4, 256, generator=seeded(9)).bfloat16()
-    result = fused(x, packed, scales, plan.launch(4, 64, 256, multiprocessors=4))
+    x = torch.randn(m, 256, generator=seeded(9)).bfloat16()
+    result = fused(x, packed, scales, plan.launch(m, 64, 256, multiprocessors=4))
     assert result.isnan().all(0).nonzero().flatten().tolist() == [33]
 
 
-def test_equal_inputs_give_equal_bits():
+@pytest.mark.parametrize("m", [5, 20])
+def test_equal_inputs_give_equal_bits(m: int):
     packed, scales = random_codes(128, 1024, seed=10)
-    x = torch.randn(5, 1024, generator=seeded(11)).bfloat16()
-    cut = plan.launch(5, 128, 1024, multiprocessors=4)
+    x = torch.randn(m, 1024, generator=seeded(11)).bfloat16()
+    cut = plan.launch(m, 128, 1024, multiprocessors=4)
     assert cut.splits > 1
     assert torch.equal(fused(x, packed, scales, cut), fused(x, packed, scales, cut))
 

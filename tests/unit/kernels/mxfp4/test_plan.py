@@ -15,13 +15,13 @@ def test_programs_cover_the_product_and_none_is_idle(m: int, n: int, steps: int,
     assert cut.tokens >= m or cut.tokens == max(plan.TILES)
 
 
-@pytest.mark.parametrize(("m", "tokens"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (200, 64)])
+@pytest.mark.parametrize(("m", "tokens"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (200, 64)])
 def test_tokens_are_padded_to_the_next_tile(m: int, tokens: int):
     assert plan.launch(m, 4096, 4096, multiprocessors=132).tokens == tokens
 
 
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (4096, 11008), (8192, 8192)])
-@pytest.mark.parametrize("m", [1, 16, 32, 64])
+@pytest.mark.parametrize("m", [1, 8, 16, 32, 64])
 def test_an_h200_is_filled_by_programs_that_run_at_once(m: int, n: int, k: int):
     cut = plan.launch(m, n, k, multiprocessors=132)
     programs = -(-n // cut.tile.block_n) * cut.splits

@@ -77,7 +77,8 @@ def machine_code() -> dict[str, dict[str, Any]]:
     return report
 
 
-KERNELS = ["dequantize", "quantize", "reduce", "product16", "product32", "product64", "product16_large"]
+FEW, MORE = ["product8", "product16", "product16_large"], ["product32", "product64", "product32_large"]
+KERNELS = ["dequantize", "quantize", "reduce", "deal", *FEW, *MORE]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -93,18 +94,33 @@ def test_dequantise_writes_sixteen_bytes_at_a_time(machine_code: dict[str, dict[
     assert machine_code["dequantize"]["shared"] == 0
 
 
-@pytest.mark.parametrize("kernel", ["product16", "product32", "product64", "product16_large"])
+@pytest.mark.parametrize("kernel", [*FEW, *MORE])
 def test_weights_go_from_memory_to_registers_to_tensor_cores(machine_code: dict[str, dict[str, Any]], kernel: str):
     code = machine_code[kernel]
     instructions = code["instructions"]
-    assert any(name.startswith("HGMMA") for name in instructions)
-    assert not any(name.startswith(("SHFL", "HMMA")) for name in instructions)
+    used, other = ("HMMA", "HGMMA") if kernel in FEW else ("HGMMA", "HMMA")
+    assert any(name.startswith(used) for name in instructions)
+    assert not any(name.startswith(("SHFL", other)) for name in instructions)
     loads = sum(count for name, count in instructions.items() if name.startswith("LDG") and name.endswith("EF.128"))
     assert loads * 32 >= code["weights_per_thread"]  # 16 bytes of codes are 32 weights
 
 
+@pytest.mark.parametrize("kernel", FEW)
+def test_few_tokens_need_no_shared_memory_and_no_barrier(machine_code: dict[str, dict[str, Any]], kernel: str):
+    assert machine_code[kernel]["shared"] == 0
+    assert not any(name.startswith(("BAR", "STS", "LDS", "MEMBAR")) for name in machine_code[kernel]["instructions"])
+
+
 @pytest.mark.parametrize(
-    ("kernel", "most"), [("product16", 4.0), ("product32", 4.5), ("product64", 5.0), ("product16_large", 4.7)]
+    ("kernel", "most"),
+    [
+        ("product8", 3.2),
+        ("product16", 3.4),
+        ("product16_large", 4.1),
+        ("product32", 4.5),
+        ("product64", 5.0),
+        ("product32_large", 5.2),
+    ],
 )
 def test_a_weight_costs_few_instructions(machine_code: dict[str, dict[str, Any]], kernel: str, most: float):
     """At 4 a multiprocessor issues those of 67 M weights in 8.4 us, about the time in which an H200's memory delivers them."""
@@ -112,6 +128,6 @@ def test_a_weight_costs_few_instructions(machine_code: dict[str, dict[str, Any]]
     assert sum(code["instructions"].values()) / code["weights_per_thread"] <= most
 
 
-@pytest.mark.parametrize("kernel", ["product16", "product32", "product64"])
+@pytest.mark.parametrize("kernel", ["product8", "product16", "product32", "product64"])
 def test_as_many_programs_fit_on_a_multiprocessor_as_planned(machine_code: dict[str, dict[str, Any]], kernel: str):
     assert machine_code[kernel]["resident"] >= machine_code[kernel]["resident_planned"]
