@@ -26,7 +26,7 @@ from turnwise.kernels.mxfp4 import plan
 from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, scale_pairs, scaled_pairs
 
 TOKENS = 8  # of one product
-DEALT = 512  # words of two tokens' values that a step has for 8 tokens
+DEALT = tl.constexpr(512)  # words, of two values each, of 8 tokens in a step
 
 PRODUCT = tl.constexpr(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
@@ -40,14 +40,14 @@ def _deal_kernel(x_ptr, dealt_ptr, m, K: tl.constexpr, TILES: tl.constexpr, EARL
         gdc_wait()  # for the tokens, and for weights, which the other kernel reads before it waits for this one
         gdc_launch_dependents()
     step, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
-    at = tl.arange(0, 512)
+    at = tl.arange(0, DEALT)
     lane, j = at // 4 % 32, at // 128 % 2 * 2 + at // 2 % 2
     word = at // 256 * 2 + at % 2
     token = tile * 8 + lane // 4
     first = x_ptr + token.to(tl.int64) * K + step * 128 + lane % 4 * 32 + word * 8 + j
     lower = tl.load(first, mask=token < m, other=0.0).to(tl.uint16, bitcast=True).to(tl.uint32)
     upper = tl.load(first + 4, mask=token < m, other=0.0).to(tl.uint16, bitcast=True).to(tl.uint32)
-    tl.store(dealt_ptr + tl.program_id(0) * 512 + at, (lower | upper << 16).to(tl.int32, bitcast=True))
+    tl.store(dealt_ptr + tl.program_id(0) * DEALT + at, (lower | upper << 16).to(tl.int32, bitcast=True))
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _step(sums, upper, lower, x_at, TILES: tl.constexpr, SMALL_SCALES: tl.conste
         for half in tl.static_range(2):
             x = ()
             for tile in tl.static_range(TILES):
-                at = x_at[:, None] + (tile * 4 + h * 2 + half) * 128 + tl.arange(0, 4)[None, :]
+                at = x_at[:, None] + tile * DEALT + (h * 2 + half) * 128 + tl.arange(0, 4)[None, :]
                 x = x + (_four(tl.load(at)),)
             for odd in tl.static_range(2):
                 a0 = scaled_pairs(upper_words[2 * h], 2 * half + odd, upper_scale, SMALL_SCALES, True)
@@ -122,12 +122,25 @@ def _step(sums, upper, lower, x_at, TILES: tl.constexpr, SMALL_SCALES: tl.conste
     return sums
 
 
+@triton.jit
+def _store(parts_ptr, sums, split, row, place, m, n, TILES: tl.constexpr):
+    """Write a thread's sums, of rows g and g + 8 and tokens 2 p and 2 p + 1 of each tile, to their part of [splits, M, N]."""
+    for tile in tl.static_range(TILES):
+        token = tile * 8 + place * 2
+        at = parts_ptr + (split * m + token).to(tl.int64) * n + row
+        tl.store(at, sums[tile][0], mask=(token < m) & (row < n))
+        tl.store(at + n, sums[tile][1], mask=(token + 1 < m) & (row < n))
+        tl.store(at + 8, sums[tile][2], mask=(token < m) & (row + 8 < n))
+        tl.store(at + n + 8, sums[tile][3], mask=(token + 1 < m) & (row + 8 < n))
+
+
 @triton.jit(do_not_specialize=["m"])
 def _sums_kernel(
     dealt_ptr, words_ptr, scales_ptr, parts_ptr, m, n,
     K: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr, WARPS: tl.constexpr,
     UNROLL: tl.constexpr, SMALL_SCALES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """Sums over one part of K, of 16 outputs a warp: float32 [splits, M, N] of words [N, K / 8] and scales [N, K / 32]."""
     if EARLY:
         gdc_launch_dependents()
     split, thread = tl.program_id(0), tl.arange(0, WARPS * 32)
@@ -141,7 +154,7 @@ def _sums_kernel(
     scales_at = scales_ptr + first_step * 4 + place
     upper_words, lower_words = words_at + upper_row * (K // 8), words_at + lower_row * (K // 8)
     upper_scales, lower_scales = scales_at + upper_row * (K // 32), scales_at + lower_row * (K // 32)
-    x_at = dealt_ptr + first_step * (TILES * 512) + thread % 32 * 4
+    x_at = dealt_ptr + first_step * (TILES * DEALT) + thread % 32 * 4
 
     zero = tl.zeros((WARPS * 32,), tl.float32)
     sums = ()
@@ -153,16 +166,10 @@ def _sums_kernel(
     for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
         upper_new = _load(upper_words, upper_scales, i + 1, i + 1 < steps)
         lower_new = _load(lower_words, lower_scales, i + 1, i + 1 < steps)
-        sums = _step(sums, upper, lower, x_at + i * (TILES * 512), TILES, SMALL_SCALES)
+        sums = _step(sums, upper, lower, x_at + i * (TILES * DEALT), TILES, SMALL_SCALES)
         upper, lower = upper_new, lower_new
 
-    for tile in tl.static_range(TILES):
-        token = tile * 8 + place * 2
-        at = parts_ptr + (split * m + token).to(tl.int64) * n + row
-        tl.store(at, sums[tile][0], mask=(token < m) & (row < n))
-        tl.store(at + n, sums[tile][1], mask=(token + 1 < m) & (row < n))
-        tl.store(at + 8, sums[tile][2], mask=(token < m) & (row + 8 < n))
-        tl.store(at + n + 8, sums[tile][3], mask=(token + 1 < m) & (row + 8 < n))
+    _store(parts_ptr, sums, split, row, place, m, n, TILES)
 
 
 def sums(
@@ -177,7 +184,7 @@ def sums(
     """Write the sums of each part of K, which are to be added. Tensors as `triton_product.product` takes them, m up to 16."""
     (m, k), n = x.shape, packed.shape[0]
     steps, tiles, early = k // plan.STEP, cut.tokens // TOKENS, starts_early(x.device)
-    dealt = torch.empty(steps * tiles * DEALT, dtype=torch.int32, device=x.device)
+    dealt = torch.empty(steps * tiles * DEALT.value, dtype=torch.int32, device=x.device)
     options = {"launch_pdl": True} if early else {}
     _deal_kernel[(steps * tiles,)](x, dealt, m, K=k, TILES=tiles, EARLY=early, num_warps=4, **options)
     _sums_kernel[(cut.splits, triton.cdiv(n, cut.tile.block_n))](
