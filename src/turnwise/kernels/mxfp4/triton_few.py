@@ -184,12 +184,13 @@ def sums(
     """Write the sums of each part of K, which are to be added. Tensors as `triton_product.product` takes them, m up to 16."""
     (m, k), n = x.shape, packed.shape[0]
     steps, tiles, early = k // plan.STEP, cut.tokens // TOKENS, starts_early(x.device)
+    rows = 16 * cut.tile.warps
     dealt = torch.empty(steps * tiles * DEALT.value, dtype=torch.int32, device=x.device)
     options = {"launch_pdl": True} if early else {}
     _deal_kernel[(steps * tiles,)](x, dealt, m, K=k, TILES=tiles, EARLY=early, num_warps=4, **options)
-    _sums_kernel[(cut.splits, triton.cdiv(n, cut.tile.block_n))](
+    _sums_kernel[(cut.splits, triton.cdiv(n, rows))](
         dealt, packed.view(torch.int32), scales, parts, m, n,
-        K=k, STEPS=cut.steps, EVEN=steps == cut.splits * cut.steps, WHOLE=n % cut.tile.block_n == 0, TILES=tiles,
+        K=k, STEPS=cut.steps, EVEN=steps == cut.splits * cut.steps, WHOLE=n % rows == 0, TILES=tiles,
         WARPS=cut.tile.warps, UNROLL=cut.tile.unroll, SMALL_SCALES=small_scales, EARLY=early,
         num_warps=cut.tile.warps, num_stages=1, **options,
     )  # fmt: skip

@@ -118,6 +118,14 @@ def test_parts_along_k_of_unequal_length_are_added_up():
             assert_near(fused(x, packed, scales, plan.Launch(tile, tokens, splits, steps)), expected)
 
 
+@pytest.mark.parametrize("tokens", [16, 32])
+def test_a_tile_of_more_outputs_than_its_warps_hold_at_a_time_is_computed_whole(tokens: int):
+    packed, scales = random_codes(200, 256, seed=16)
+    x = torch.randn(5, 256, generator=seeded(17)).bfloat16()
+    cut = plan.Launch(plan.Tile(block_n=128, warps=4, ahead=1, unroll=1, resident=3), tokens, 1, 2)
+    assert_near(fused(x, packed, scales, cut), x.double() @ reference.dequantize(packed, scales, torch.float64).T)
+
+
 @pytest.mark.parametrize("tokens", [8, 16, 64])
 def test_each_code_meets_its_own_token_value(tokens: int):
     """Rows of W with one code each, and tokens that are unit vectors: a permutation gone wrong moves a value."""
