@@ -34,7 +34,17 @@ GPU_TOKENS, CPU_TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 409
 PEER_TOKENS = {1, 16, 64, 128, 512, 8192}
 DX_TOKENS, LORA_TOKENS = {1024, 4096, 8192, 16384}, {4096, 8192}
 CROSSOVER_TOKENS = [16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512]
-TILES = [(64, 4, 1, 1, 6), (64, 4, 2, 1, 5), (64, 4, 2, 2, 4), (128, 8, 1, 1, 2), (128, 8, 2, 1, 2), (128, 4, 1, 1, 3)]
+TILES = [
+    (256, 16, 1, 8, 2),
+    (128, 8, 1, 8, 4),
+    (64, 4, 1, 1, 6),
+    (64, 4, 2, 1, 5),
+    (64, 4, 2, 2, 4),
+    (128, 8, 1, 1, 2),
+    (128, 8, 2, 1, 2),
+    (128, 4, 1, 1, 3),
+]
+FEW_TILES = [(256, 16, 1, 8, 2), (128, 8, 1, 8, 4), (64, 4, 1, 8, 8)]  # for up to 16 tokens
 DECODERS = [(4, 4), (4, 2), (4, 8), (8, 2), (8, 4), (2, 4)]  # warps, turns of a thread
 BYTES = 0.53125  # of a weight in MXFP4
 
@@ -203,7 +213,7 @@ def tune(bench: Bench, n: int, k: int) -> None:
     pairs = bench.packed(n, k)
     for m in plan.TILES:
         x, out = bench.rows(m, k), bench.rows(m, n)
-        for tile in TILES:
+        for tile in FEW_TILES if m <= plan.FEW else TILES:
             cut = plan.launch(m, n, k, multiprocessors=multiprocessors, tile=plan.Tile(*tile))
             product = partial(_tuned, triton_product.product, x, out, cut)
             bench.measure("tile (outputs, warps, ahead, unroll, resident)", (n, k, m), Kind(str(tile), product, pairs))

@@ -21,24 +21,29 @@ from turnwise.kernels.mxfp4 import plan, triton_dequantize, triton_few, triton_p
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+WAIT = "ACQBULK"  # griddepcontrol.wait
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], *, warps: int, loops: bool = False) -> dict[str, Any]:
-    """Resources and instructions of a kernel for arguments that lie at multiples of 16."""
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], *, warps: int, loops: bool = False, **options: int
+) -> dict[str, Any]:
+    """Resources and instructions of a kernel for arguments that lie at multiples of 16, and those before it waits for another."""
     signature = types | dict.fromkeys(constants, "constexpr")
     names = [name for name, kind in types.items() if kind.startswith("*") or name in ("n", "total", "blocks")]
     aligned = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    result = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 1})
+    result = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 1, **options})
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(result.asm["cubin"])
         usage = run("cuobjdump", "-res-usage", cubin)
         lines = run("nvdisasm", "-c", cubin).splitlines()
-    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     found = [match.group(1) for line in (inside_loops(lines) if loops else lines) if (match := INSTRUCTION.search(line))]
-    return {**numbers, "shared": result.metadata.shared, "instructions": Counter(found)}
+    before = found[: found.index(WAIT)] if WAIT in found else []
+    shared = numbers["SHARED"] + result.metadata.shared
+    return {**numbers, "shared": shared, "instructions": Counter(found), "before_waiting": before}
 
 
 def run(tool: str, *arguments: Any) -> str:
@@ -57,12 +62,15 @@ def inside_loops(lines: list[str]) -> list[str]:
 
 def few(m: int, small_scales: bool) -> dict[str, Any]:
     cut = plan.launch(m, 8192, 8192, multiprocessors=132)
-    types = {"dealt_ptr": "*i32", "words_ptr": "*i32", "scales_ptr": "*u8", "parts_ptr": "*fp32", "m": "i32", "n": "i32"}
+    types = {"x_ptr": "*i32", "words_ptr": "*i32", "scales_ptr": "*i32", "parts_ptr": "*fp32", "scratch": "*i32"}
+    types |= {"m": "i32", "n": "i32"}
     constants = {
         "K": 8192, "STEPS": cut.steps, "EVEN": True, "WHOLE": True, "TILES": cut.tokens // triton_few.TOKENS,
-        "WARPS": cut.tile.warps, "UNROLL": cut.tile.unroll, "SMALL_SCALES": small_scales, "EARLY": True,
+        "WARPS": cut.tile.warps, "SMALL_SCALES": small_scales, "EARLY": True,
     }  # fmt: skip
-    return measured(compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, loops=True), cut.tile)
+    registers = triton_few.REGISTERS // (32 * cut.tile.warps * cut.tile.resident)
+    code = compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, maxnreg=registers)
+    return measured(code, cut.tile)
 
 
 def product(m: int, small_scales: bool) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def product(m: int, small_scales: bool) -> dict[str, Any]:
 def measured(code: dict[str, Any], tile: plan.Tile) -> dict[str, Any]:
     """`code` with what it is held against: weights that its loop decodes a thread, programs that fit on a multiprocessor."""
     threads = 32 * tile.warps
-    registers, shared = threads * -(-code["REG"] // 8) * 8, code["shared"] + 1024
+    registers, shared = threads * -(-code["REG"] // 8) * 8, max(code["shared"], 1024)
     fitting = min(65536 // registers, 227 * 1024 // shared, 2048 // threads)
     planned = {"weights_per_thread": tile.block_n * plan.STEP * tile.unroll // threads, "resident_planned": tile.resident}
     return code | planned | {"resident": fitting}
@@ -110,12 +118,6 @@ def main() -> None:
         **{f"product{m}": product(m, small_scales=True) for m in plan.TILES},
         "product16_large": product(16, small_scales=False),
         "product32_large": product(32, small_scales=False),
-        "deal": compiled(
-            triton_few._deal_kernel,
-            {"x_ptr": "*bf16", "dealt_ptr": "*i32", "m": "i32"},
-            {"K": 8192, "TILES": 2, "EARLY": True},
-            warps=4,
-        ),
     }
     json.dump(report, sys.stdout)
 

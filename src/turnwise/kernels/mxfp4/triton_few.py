@@ -1,13 +1,14 @@
-"""Up to 16 tokens times a quantised weight, in Triton: many small programs without shared memory or barriers.
+"""Up to 16 tokens times a quantised weight, in Triton: one part of K a program, whose tokens and scales lie in shared memory.
 
 A warp computes 16 outputs for 8 or 16 tokens with `mma.sync` m16n8k16, the weight as the left operand. What hides the latency of
-memory is the number of warps, 32 a multiprocessor, so registers are few and hardly anything is loaded ahead. Programs that run on
-one multiprocessor have the same part of K: its tokens stay in the first-level cache, where those of all K would not.
+memory is the number of warps, 32 a multiprocessor, so registers are few and weights are loaded one step ahead.
 
 A step is 128 codes along K. Thread (g, p) of a warp, g = lane // 4 and p = lane % 4, loads 16 bytes of row g and of row g + 8:
 block p, words 0 to 3. Product (h, j) of a step, h in 0, 1 and j in 0 to 3, takes of each thread the codes j and j + 4, which are
-decoded together, of words 2 h and 2 h + 1: for the instruction these are k = 2 p, 2 p + 1 and k = 2 p + 8, 2 p + 9. Tokens are
-dealt out beforehand into the order in which threads need them, 16 bytes a load, an operand's registers side by side.
+decoded together, of words 2 h and 2 h + 1: for the instruction these are k = 2 p, 2 p + 1 and k = 2 p + 8, 2 p + 9. Tokens lie
+in shared memory in the order in which threads need them, 16 bytes a load, an operand's registers side by side, and scales as
+bfloat16, those of rows g and g + 8 side by side (`triton_deal`). Through the first-level cache, which has the same bandwidth, a
+product with 8192 x 8192 weights takes 2 us longer: there the scales of a step are 4 bytes of a line.
 """
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
@@ -22,41 +23,20 @@ from jaxtyping import BFloat16, Float32, UInt8
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from turnwise.kernels.mxfp4 import plan
-from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, scale_pairs, scaled_pairs
+from turnwise.kernels.mxfp4 import plan, triton_shared
+from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, scaled_pairs
+from turnwise.kernels.mxfp4.triton_deal import DEALT, deal_scales, deal_tokens, four, rows
 
 TOKENS = 8  # of one product
-DEALT = tl.constexpr(512)  # words, of two values each, of 8 tokens in a step
+REGISTERS = 65536  # of a multiprocessor; the compiler, when told how many a program may have, loads further ahead
 
 PRODUCT = tl.constexpr(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
 )
 
-
-@triton.jit(do_not_specialize=["m"])
-def _deal_kernel(x_ptr, dealt_ptr, m, K: tl.constexpr, TILES: tl.constexpr, EARLY: tl.constexpr):
-    """Tokens [m, K] as [K / 128, TILES, h, j // 2, lane, (j % 2, word)] of pairs (k, k + 4); tokens that are not there are 0."""
-    if EARLY:
-        gdc_wait()  # for the tokens, and for weights, which the other kernel reads before it waits for this one
-        gdc_launch_dependents()
-    step, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
-    at = tl.arange(0, DEALT)
-    lane, j = at // 4 % 32, at // 128 % 2 * 2 + at // 2 % 2
-    word = at // 256 * 2 + at % 2
-    token = tile * 8 + lane // 4
-    first = x_ptr + token.to(tl.int64) * K + step * 128 + lane % 4 * 32 + word * 8 + j
-    lower = tl.load(first, mask=token < m, other=0.0).to(tl.uint16, bitcast=True).to(tl.uint32)
-    upper = tl.load(first + 4, mask=token < m, other=0.0).to(tl.uint16, bitcast=True).to(tl.uint32)
-    tl.store(dealt_ptr + tl.program_id(0) * DEALT + at, (lower | upper << 16).to(tl.int32, bitcast=True))
-
-
-@triton.jit
-def _four(words):
-    """Four uint32 [threads] of int32 [threads, 4]."""
-    even, odd = tl.split(tl.reshape(words.to(tl.uint32, bitcast=True), (words.shape[0], 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+LOAD_WORDS = tl.constexpr(
+    "{ .reg .pred inside; setp.ne.b32 inside, $5, 0; @inside ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4]; }"
+)
 
 
 @triton.jit
@@ -92,24 +72,27 @@ def _product(c, a0, a1, a2, a3, b0, b1):
 
 
 @triton.jit
-def _load(words_at, scales_at, step, mask):
-    """Words [threads, 4] and scales [threads] of a row at a step."""
-    words = tl.load(words_at[:, None] + step * 16 + tl.arange(0, 4)[None, :], mask=mask, other=0, eviction_policy="evict_first")
-    return words, tl.load(scales_at + step * 4, mask=mask, other=0)
+def _load(words_at, step, mask):
+    """Four words a thread, uint32, of a row at a step, past the first-level cache. Anything where the mask is not set."""
+    if INTERPRETED:
+        return four(tl.load(words_at[:, None] + step * 16 + tl.arange(0, 4)[None, :], mask=mask[:, None], other=0))
+    else:
+        return tl.inline_asm_elementwise(
+            LOAD_WORDS, "=r,=r,=r,=r,l,r", [(words_at + step * 16).to(tl.int64), mask.to(tl.int32)],
+            dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
-def _step(sums, upper, lower, x_at, TILES: tl.constexpr, SMALL_SCALES: tl.constexpr):
+def _step(scratch, sums, upper_words, lower_words, x_at, scales_at, TILES: tl.constexpr, SMALL_SCALES: tl.constexpr):
     """`sums`, four for each tile of tokens, plus those of one step of rows g (upper) and g + 8."""
-    upper_words, lower_words = _four(upper[0]), _four(lower[0])
-    upper_scale = scale_pairs(upper[1].to(tl.uint32), SMALL_SCALES)
-    lower_scale = scale_pairs(lower[1].to(tl.uint32), SMALL_SCALES)
+    scales = triton_shared.load(scratch, scales_at)
+    upper_scale, lower_scale = (scales & 0xFFFF) | (scales << 16), (scales >> 16) | (scales & 0xFFFF0000)
     for h in tl.static_range(2):
         for half in tl.static_range(2):
             x = ()
             for tile in tl.static_range(TILES):
-                at = x_at[:, None] + tile * DEALT + (h * 2 + half) * 128 + tl.arange(0, 4)[None, :]
-                x = x + (_four(tl.load(at)),)
+                x = x + (triton_shared.load_four(scratch, x_at + (tile * DEALT + (h * 2 + half) * 512)),)
             for odd in tl.static_range(2):
                 a0 = scaled_pairs(upper_words[2 * h], 2 * half + odd, upper_scale, SMALL_SCALES, True)
                 a1 = scaled_pairs(lower_words[2 * h], 2 * half + odd, lower_scale, SMALL_SCALES, True)
@@ -136,39 +119,47 @@ def _store(parts_ptr, sums, split, row, place, m, n, TILES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def _sums_kernel(
-    dealt_ptr, words_ptr, scales_ptr, parts_ptr, m, n,
-    K: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr, WARPS: tl.constexpr,
-    UNROLL: tl.constexpr, SMALL_SCALES: tl.constexpr, EARLY: tl.constexpr,
+    x_ptr, words_ptr, scales_ptr, parts_ptr, scratch, m, n,
+    K: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
+    WARPS: tl.constexpr, SMALL_SCALES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one part of K, of 16 outputs a warp: float32 [splits, M, N] of words [N, K / 8] and scales [N, K / 32]."""
+    """Sums over one part of K, of 16 outputs a warp: float32 [splits, M, N] of words [N, K / 8] and scales [N, K / 128].
+
+    Under EARLY it begins while the kernel before it runs, and reads weights before it waits. That kernel may have made x; it must
+    not have made the weight, unless it is one that lets nothing begin before its end.
+
+    """
     if EARLY:
         gdc_launch_dependents()
     split, thread = tl.program_id(0), tl.arange(0, WARPS * 32)
-    row = tl.program_id(1) * (16 * WARPS) + thread // 32 * 16 + thread % 32 // 4
-    place, first_step = thread % 4, split * STEPS
+    first_row, first_step = tl.program_id(1) * (16 * WARPS), split * STEPS
     steps = STEPS if EVEN else tl.minimum(STEPS, K // 128 - first_step)
-
-    upper_row = row.to(tl.int64) if WHOLE else tl.minimum(row, n - 1).to(tl.int64)
-    lower_row = upper_row + 8 if WHOLE else tl.minimum(row + 8, n - 1).to(tl.int64)
+    warp, lane = thread // 32, thread % 32
+    row, place = first_row + warp * 16 + lane // 4, lane % 4
+    upper_row, lower_row = rows(row, n, WHOLE)
     words_at = words_ptr + first_step * 16 + place * 4
-    scales_at = scales_ptr + first_step * 4 + place
     upper_words, lower_words = words_at + upper_row * (K // 8), words_at + lower_row * (K // 8)
-    upper_scales, lower_scales = scales_at + upper_row * (K // 32), scales_at + lower_row * (K // 32)
-    x_at = dealt_ptr + first_step * (TILES * DEALT) + thread % 32 * 4
+    tokens = triton_shared.declared(thread)
+    scales = tokens + STEPS * TILES * DEALT
+
+    deal_scales(scratch, scales, thread, scales_ptr, first_row, first_step, steps, n, K, STEPS, WHOLE, SMALL_SCALES)
+    every = thread >= 0
+    upper, lower = _load(upper_words, 0, every), _load(lower_words, 0, every)
+    if EARLY:
+        gdc_wait()  # until the tokens are there
+    deal_tokens(scratch, tokens, thread, x_ptr, first_step, steps, m, K, STEPS, TILES)
+    triton_shared.barrier()
 
     zero = tl.zeros((WARPS * 32,), tl.float32)
     sums = ()
     for _ in tl.static_range(TILES):
         sums = sums + ((zero, zero, zero, zero),)
-    upper, lower = _load(upper_words, upper_scales, 0, True), _load(lower_words, lower_scales, 0, True)
-    if EARLY:
-        gdc_wait()  # until the tokens are dealt
-    for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
-        upper_new = _load(upper_words, upper_scales, i + 1, i + 1 < steps)
-        lower_new = _load(lower_words, lower_scales, i + 1, i + 1 < steps)
-        sums = _step(sums, upper, lower, x_at + i * (TILES * DEALT), TILES, SMALL_SCALES)
+    for i in tl.range(0, STEPS, loop_unroll_factor=STEPS):
+        more = every & (i + 1 < steps)
+        upper_new, lower_new = _load(upper_words, i + 1, more), _load(lower_words, i + 1, more)
+        x_at, scales_at = tokens + i * (TILES * DEALT) + lane * 16, scales + (warp * STEPS + i) * 128 + lane * 4
+        sums = _step(scratch, sums, upper, lower, x_at, scales_at, TILES, SMALL_SCALES)
         upper, lower = upper_new, lower_new
-
     _store(parts_ptr, sums, split, row, place, m, n, TILES)
 
 
@@ -181,18 +172,22 @@ def sums(
     *,
     small_scales: bool,
 ) -> None:
-    """Write the sums of each part of K, which are to be added. Tensors as `triton_product.product` takes them, m up to 16."""
-    (m, k), n = x.shape, packed.shape[0]
-    steps, tiles, early = k // plan.STEP, cut.tokens // TOKENS, starts_early(x.device)
-    rows = 16 * cut.tile.warps
-    dealt = torch.empty(steps * tiles * DEALT.value, dtype=torch.int32, device=x.device)
-    options = {"launch_pdl": True} if early else {}
-    _deal_kernel[(steps * tiles,)](x, dealt, m, K=k, TILES=tiles, EARLY=early, num_warps=4, **options)
-    _sums_kernel[(cut.splits, triton.cdiv(n, rows))](
-        dealt, packed.view(torch.int32), scales, parts, m, n,
-        K=k, STEPS=cut.steps, EVEN=steps == cut.splits * cut.steps, WHOLE=n % rows == 0, TILES=tiles,
-        WARPS=cut.tile.warps, UNROLL=cut.tile.unroll, SMALL_SCALES=small_scales, EARLY=early,
-        num_warps=cut.tile.warps, num_stages=1, **options,
+    """Write the sums of each part of K, which are to be added. Tensors as `triton_product.product` takes them, m up to 16.
+
+    Raises:
+        ValueError: a part of K is too long for shared memory.
+
+    """
+    (m, k), n, tile = x.shape, packed.shape[0], cut.tile
+    outputs, tiles, early = 16 * tile.warps, cut.tokens // TOKENS, starts_early(x.device)
+    needed = cut.steps * (tiles * DEALT.value + tile.warps * 128)
+    if needed > triton_shared.SHARED:
+        raise ValueError(f"tokens and scales of {cut} need {needed} bytes of shared memory, of {triton_shared.SHARED}")
+    _sums_kernel[(cut.splits, triton.cdiv(n, outputs))](
+        x.view(torch.int32), packed.view(torch.int32), scales.view(torch.int32), parts, triton_shared.scratch(x.device), m, n,
+        K=k, STEPS=cut.steps, EVEN=k // plan.STEP == cut.splits * cut.steps, WHOLE=n % outputs == 0, TILES=tiles,
+        WARPS=tile.warps, SMALL_SCALES=small_scales, EARLY=early, num_warps=tile.warps, num_stages=1,
+        maxnreg=REGISTERS // (32 * tile.warps * tile.resident), **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 
 

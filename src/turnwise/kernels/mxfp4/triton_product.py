@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from jaxtyping import BFloat16, UInt8
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from turnwise.kernels.mxfp4 import plan, triton_few
 from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, bfloat16_pairs, scale_pairs, scaled_pairs
@@ -117,6 +117,7 @@ def _reduce_kernel(
     at = tl.program_id(0).to(tl.int64) * REDUCE + tl.arange(0, REDUCE)
     inside = at < size
     if EARLY:
+        gdc_launch_dependents()
         gdc_wait()  # until the parts are there
     total = tl.zeros((REDUCE,), tl.float32)
     for split in tl.static_range(SPLITS):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from support import mxfp4_oracle as oracle
-from turnwise.kernels.mxfp4 import backends, plan, reference, triton_dequantize, triton_product, triton_quantize
+from turnwise.kernels.mxfp4 import backends, plan, reference, triton_dequantize, triton_few, triton_product, triton_quantize
 from turnwise.kernels.mxfp4.format import SCALE_MODES, ScaleMode
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,6 +116,25 @@ def test_parts_along_k_of_unequal_length_are_added_up():
     for tile, tokens in ((plan.TILES[8], 8), (plan.TILES[16], 16), (plan.TILES[32], 32), (SMALL_TILE, 32)):
         for splits, steps in ((1, 7), (2, 4), (3, 3), (4, 2), (7, 1)):
             assert_near(fused(x, packed, scales, plan.Launch(tile, tokens, splits, steps)), expected)
+
+
+def test_a_part_too_long_for_shared_memory_is_refused():
+    packed, scales = random_codes(64, 128 * 9, seed=18)
+    with pytest.raises(ValueError, match="55296 bytes of shared memory, of 49152"):
+        fused(torch.zeros(9, 128 * 9, dtype=torch.bfloat16), packed, scales, plan.Launch(plan.TILES[16], 16, 1, 9))
+
+
+@pytest.mark.parametrize("m", [3, 11])
+def test_a_token_that_is_not_finite_spoils_no_other_and_no_part_but_its_own(m: int):
+    packed, scales = random_codes(64, 128 * 5, seed=19)
+    x = torch.randn(m, 128 * 5, generator=seeded(20)).bfloat16()
+    x[1, :], x[2, -128:] = torch.inf, torch.nan
+    cut = plan.Launch(plan.TILES[8 if m < 9 else 16], 8 if m < 9 else 16, 2, 3)  # of the second part, a step is not there
+    parts = torch.full((2, m, 64), 7.0, device=DEVICE)
+    operands = (x.to(DEVICE), packed.to(DEVICE), scales.to(DEVICE))
+    triton_few.sums(*operands, parts, cut, small_scales=True)
+    spoilt = ~parts.isfinite().all(dim=2).cpu()
+    assert spoilt.nonzero().tolist() == [[0, 1], [1, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("tokens", [16, 32])

@@ -21,11 +21,34 @@ def test_tokens_are_padded_to_the_next_tile(m: int, tokens: int):
 
 
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (4096, 11008), (8192, 8192)])
-@pytest.mark.parametrize("m", [1, 8, 16, 32, 64])
+@pytest.mark.parametrize("m", [32, 64])
 def test_an_h200_is_filled_by_programs_that_run_at_once(m: int, n: int, k: int):
     cut = plan.launch(m, n, k, multiprocessors=132)
     programs = -(-n // cut.tile.block_n) * cut.splits
     assert 0.9 * 132 * cut.tile.resident <= programs <= 132 * cut.tile.resident
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "splits", "steps"),
+    [
+        (4096, 4096, 8, 4),
+        (8192, 8192, 8, 8),
+        (4096, 11008, 15, 6),
+        (11008, 4096, 6, 6),
+        (8192, 28672, 28, 8),
+        (28672, 8192, 8, 8),
+    ],
+)
+def test_few_tokens_are_cut_up_as_was_fastest_on_an_h200(n: int, k: int, splits: int, steps: int):
+    cut = plan.launch(16, n, k, multiprocessors=132)
+    assert (cut.splits, cut.steps) == (splits, steps)
+
+
+@given(m=st.integers(1, 16), n=st.integers(1, 30_000), steps=st.integers(1, 300), multiprocessors=st.integers(1, 200))
+def test_few_tokens_and_their_scales_fit_into_shared_memory(m: int, n: int, steps: int, multiprocessors: int):
+    cut = plan.launch(m, n, steps * plan.STEP, multiprocessors=multiprocessors)
+    tokens, scales = 2 * cut.tokens * plan.STEP, 2 * cut.tile.block_n * plan.STEP // 32
+    assert cut.steps * (tokens + scales) <= 48 * 1024
 
 
 @given(n=st.integers(1, 30_000), steps=st.integers(1, 300))
