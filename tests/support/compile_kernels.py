@@ -66,7 +66,7 @@ def few(m: int, small_scales: bool) -> dict[str, Any]:
     types |= {"m": "i32", "n": "i32"}
     constants = {
         "K": 8192, "STEPS": cut.steps, "EVEN": True, "WHOLE": True, "TILES": cut.tokens // triton_few.TOKENS,
-        "WARPS": cut.tile.warps, "SMALL_SCALES": small_scales, "EARLY": True,
+        "WARPS": cut.tile.warps, "AHEAD": cut.tile.ahead, "SMALL_SCALES": small_scales, "EARLY": True,
     }  # fmt: skip
     registers = triton_few.REGISTERS // (32 * cut.tile.warps * cut.tile.resident)
     code = compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, maxnreg=registers)

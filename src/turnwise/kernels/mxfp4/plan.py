@@ -1,6 +1,6 @@
 """Which kernel computes a product on a GPU, and in what pieces. Plain arithmetic: no torch, no Triton."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STEP = 128  # codes along K that a program decodes at a time
 CROSSOVER = 128  # tokens, where CROSSOVERS has no measurement; on an H200 the right one for all three shapes that were measured
@@ -18,7 +18,7 @@ class Tile:
 
     block_n: int  # outputs, a multiple of 16 * warps
     warps: int
-    ahead: int  # steps whose weights are loaded before they are needed, 1 or 2
+    ahead: int  # steps whose weights are loaded before they are needed: 1 to 3, for `triton_product` 1 or 2
     unroll: int  # steps in the body of the loop
     resident: int  # programs that fit on a multiprocessor of a Hopper GPU, by their registers
 
@@ -55,13 +55,17 @@ def crossover(n: int, k: int) -> int:
 def launch(m: int, n: int, k: int, *, multiprocessors: int, tile: Tile | None = None) -> Launch:
     """Pieces of the product of m tokens with a weight [n, k]."""
     tokens = next((size for size in TILES if m <= size), max(TILES))
-    tile = tile or TILES[tokens]
+    chosen = tile or TILES[tokens]
     steps = k // STEP
-    tiles = -(-n // tile.block_n) * -(-m // tokens)
+    tiles = -(-n // chosen.block_n) * -(-m // tokens)
     few = tokens <= FEW
-    splits = _few_splits(tiles, steps, multiprocessors) if few else _splits(tiles, steps, multiprocessors, tile.resident)
+    splits = _few_splits(tiles, steps, multiprocessors) if few else _splits(tiles, steps, multiprocessors, chosen.resident)
     each = -(-steps // splits)
-    return Launch(tile, tokens, -(-steps // each), each)
+    splits = -(-steps // each)
+    if few and tile is None and tiles * splits <= multiprocessors:
+        # With registers for more loads two do not fit on one multiprocessor, where GPUs put them while others have none.
+        chosen = replace(chosen, ahead=min(3, -(-each // 2)), resident=1)
+    return Launch(chosen, tokens, splits, each)
 
 
 def _splits(tiles: int, steps: int, multiprocessors: int, resident: int) -> int:

@@ -121,7 +121,7 @@ def _store(parts_ptr, sums, split, row, place, m, n, TILES: tl.constexpr):
 def _sums_kernel(
     x_ptr, words_ptr, scales_ptr, parts_ptr, scratch, m, n,
     K: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
-    WARPS: tl.constexpr, SMALL_SCALES: tl.constexpr, EARLY: tl.constexpr,
+    WARPS: tl.constexpr, AHEAD: tl.constexpr, SMALL_SCALES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Sums over one part of K, of 16 outputs a warp: float32 [splits, M, N] of words [N, K / 8] and scales [N, K / 128].
 
@@ -143,8 +143,10 @@ def _sums_kernel(
     scales = tokens + STEPS * TILES * DEALT
 
     deal_scales(scratch, scales, thread, scales_ptr, first_row, first_step, steps, n, K, STEPS, WHOLE, SMALL_SCALES)
-    every = thread >= 0
-    upper, lower = _load(upper_words, 0, every), _load(lower_words, 0, every)
+    every, words = thread >= 0, ()
+    for step in tl.static_range(AHEAD):
+        mask = every & (step < steps)
+        words = words + (_load(upper_words, step, mask), _load(lower_words, step, mask))
     if EARLY:
         gdc_wait()  # until the tokens are there
     deal_tokens(scratch, tokens, thread, x_ptr, first_step, steps, m, K, STEPS, TILES)
@@ -155,11 +157,11 @@ def _sums_kernel(
     for _ in tl.static_range(TILES):
         sums = sums + ((zero, zero, zero, zero),)
     for i in tl.range(0, STEPS, loop_unroll_factor=STEPS):
-        more = every & (i + 1 < steps)
-        upper_new, lower_new = _load(upper_words, i + 1, more), _load(lower_words, i + 1, more)
+        mask = every & (i + AHEAD < steps)
+        words = words + (_load(upper_words, i + AHEAD, mask), _load(lower_words, i + AHEAD, mask))
         x_at, scales_at = tokens + i * (TILES * DEALT) + lane * 16, scales + (warp * STEPS + i) * 128 + lane * 4
-        sums = _step(scratch, sums, upper, lower, x_at, scales_at, TILES, SMALL_SCALES)
-        upper, lower = upper_new, lower_new
+        sums = _step(scratch, sums, words[0], words[1], x_at, scales_at, TILES, SMALL_SCALES)
+        words = words[2:]
     _store(parts_ptr, sums, split, row, place, m, n, TILES)
 
 
@@ -186,7 +188,7 @@ def sums(
     _sums_kernel[(cut.splits, triton.cdiv(n, outputs))](
         x.view(torch.int32), packed.view(torch.int32), scales.view(torch.int32), parts, triton_shared.scratch(x.device), m, n,
         K=k, STEPS=cut.steps, EVEN=k // plan.STEP == cut.splits * cut.steps, WHOLE=n % outputs == 0, TILES=tiles,
-        WARPS=tile.warps, SMALL_SCALES=small_scales, EARLY=early, num_warps=tile.warps, num_stages=1,
+        WARPS=tile.warps, AHEAD=tile.ahead, SMALL_SCALES=small_scales, EARLY=early, num_warps=tile.warps, num_stages=1,
         maxnreg=REGISTERS // (32 * tile.warps * tile.resident), **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 

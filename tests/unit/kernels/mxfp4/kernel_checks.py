@@ -5,6 +5,7 @@ float32 off to bfloat16 instead of rounding; outputs are float32 here, which the
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,7 +114,8 @@ def test_parts_along_k_of_unequal_length_are_added_up():
     packed, scales = random_codes(64, 128 * 7, seed=3)
     x = torch.randn(3, 128 * 7, generator=seeded(4)).bfloat16()
     expected = x.double() @ reference.dequantize(packed, scales, torch.float64).T
-    for tile, tokens in ((plan.TILES[8], 8), (plan.TILES[16], 16), (plan.TILES[32], 32), (SMALL_TILE, 32)):
+    ahead = [(replace(plan.TILES[tokens], ahead=steps, resident=1), tokens) for tokens, steps in ((8, 3), (16, 2))]
+    for tile, tokens in ((plan.TILES[8], 8), (plan.TILES[16], 16), *ahead, (plan.TILES[32], 32), (SMALL_TILE, 32)):
         for splits, steps in ((1, 7), (2, 4), (3, 3), (4, 2), (7, 1)):
             assert_near(fused(x, packed, scales, plan.Launch(tile, tokens, splits, steps)), expected)
 

@@ -45,6 +45,16 @@ def test_few_tokens_are_cut_up_as_was_fastest_on_an_h200(n: int, k: int, splits:
 
 
 @given(m=st.integers(1, 16), n=st.integers(1, 30_000), steps=st.integers(1, 300), multiprocessors=st.integers(1, 200))
+def test_a_multiprocessor_has_one_program_with_more_registers_where_they_are_so_few(
+    m: int, n: int, steps: int, multiprocessors: int
+):
+    cut = plan.launch(m, n, steps * plan.STEP, multiprocessors=multiprocessors)
+    alone = -(-n // cut.tile.block_n) * cut.splits <= multiprocessors
+    assert cut.tile.resident == (1 if alone else 2)
+    assert 1 <= cut.tile.ahead <= max(1, cut.steps - 1) if alone else cut.tile.ahead == 1
+
+
+@given(m=st.integers(1, 16), n=st.integers(1, 30_000), steps=st.integers(1, 300), multiprocessors=st.integers(1, 200))
 def test_few_tokens_and_their_scales_fit_into_shared_memory(m: int, n: int, steps: int, multiprocessors: int):
     cut = plan.launch(m, n, steps * plan.STEP, multiprocessors=multiprocessors)
     tokens, scales = 2 * cut.tokens * plan.STEP, 2 * cut.tile.block_n * plan.STEP // 32
