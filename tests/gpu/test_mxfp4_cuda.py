@@ -3,6 +3,8 @@
 The kernels by themselves: tests/unit/kernels/mxfp4/test_triton.py, which compiles them where there is a GPU.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,6 +106,33 @@ def test_a_cuda_graph_replays_the_product(packed: tuple[Tensor, Tensor], m: int)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, mxfp4_product(x, *packed))
+
+
+@pytest.mark.parametrize("m", [1, 9, 16])
+def test_products_that_begin_early_read_what_the_kernels_before_them_wrote(m: int):
+    weights = 0.02 * torch.randn(6, 4096, 4096, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(m, 4096, dtype=torch.bfloat16, device="cuda")
+
+    def chain(wait: Callable[[], None]) -> list[Tensor]:
+        results = [x]
+        for weight in weights:
+            pair = quantize_unchecked(weight)  # where the pair before was
+            for _ in range(3):
+                wait()
+                results.append(mxfp4_product(results[-1], *pair))
+            wait()
+            results.append(2 * results[-1])
+        return results[1:]
+
+    expected = chain(torch.cuda.synchronize)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = chain(lambda: None)
+    for _ in range(30):
+        for result in results:
+            result.zero_()
+        graph.replay()
+        assert all(map(torch.equal, results, expected))
 
 
 def test_equal_inputs_give_equal_bits(packed: tuple[Tensor, Tensor]):
