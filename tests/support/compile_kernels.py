@@ -68,9 +68,8 @@ def few(m: int, small_scales: bool) -> dict[str, Any]:
         "K": 8192, "STEPS": cut.steps, "EVEN": True, "WHOLE": True, "TILES": cut.tokens // triton_few.TOKENS,
         "WARPS": cut.tile.warps, "AHEAD": cut.tile.ahead, "SMALL_SCALES": small_scales, "EARLY": True,
     }  # fmt: skip
-    registers = triton_few.REGISTERS // (32 * cut.tile.warps * cut.tile.resident)
-    code = compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, maxnreg=registers)
-    return measured(code, cut.tile)
+    registers = triton_few.registers(cut.tile)
+    return measured(compiled(triton_few._sums_kernel, types, constants, warps=cut.tile.warps, maxnreg=registers), cut.tile)
 
 
 def product(m: int, small_scales: bool) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def measured(code: dict[str, Any], tile: plan.Tile) -> dict[str, Any]:
     """`code` with what it is held against: weights that its loop decodes a thread, programs that fit on a multiprocessor."""
     threads = 32 * tile.warps
     registers, shared = threads * -(-code["REG"] // 8) * 8, max(code["shared"], 1024)
-    fitting = min(65536 // registers, 227 * 1024 // shared, 2048 // threads)
+    fitting = min(triton_few.REGISTERS // registers, 227 * 1024 // shared, 2048 // threads)
     planned = {"weights_per_thread": tile.block_n * plan.STEP * tile.unroll // threads, "resident_planned": tile.resident}
     return code | planned | {"resident": fitting}
 

@@ -19,7 +19,7 @@ class Tile:
     block_n: int  # outputs, a multiple of 16 * warps
     warps: int
     ahead: int  # steps whose weights are loaded before they are needed: 1 to 3, for `triton_product` 1 or 2
-    unroll: int  # steps in the body of the loop
+    unroll: int  # steps in the body of the loop; `triton_few` unrolls it whole
     resident: int  # programs that fit on a multiprocessor of a Hopper GPU, by their registers
 
 

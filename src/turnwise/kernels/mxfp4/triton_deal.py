@@ -22,6 +22,12 @@ def four(words):
 
 
 @triton.jit
+def zipped(a, b):
+    """Lower halves of two uint32 as one, and upper halves."""
+    return (a & 0xFFFF) | (b << 16), (a >> 16) | (b & 0xFFFF0000)
+
+
+@triton.jit
 def rows(row, n, WHOLE: tl.constexpr):
     """A row and the eighth after it, int64; the last, where there are none."""
     if WHOLE:
@@ -48,14 +54,8 @@ def deal_tokens(scratch, to, thread, x_ptr, first_step, steps, m, K: tl.constexp
         even, odd = four(tl.load(at, mask=mask, other=0)), four(tl.load(at + 4, mask=mask, other=0))
         address = to + (((step * TILES + token // 8) * 4 + h * 2) * 32 + token % 8 * 4 + place) * 16
         for half in tl.static_range(2):  # codes 0 and 1, then 2 and 3, each with the one four further
-            first, second = _zipped(even[half], even[half + 2]), _zipped(odd[half], odd[half + 2])
+            first, second = zipped(even[half], even[half + 2]), zipped(odd[half], odd[half + 2])
             triton_shared.store_four(scratch, address + half * 512, first[0], second[0], first[1], second[1], item < ITEMS)
-
-
-@triton.jit
-def _zipped(a, b):
-    """Lower halves of two uint32 as one, and upper halves."""
-    return (a & 0xFFFF) | (b << 16), (a >> 16) | (b & 0xFFFF0000)
 
 
 @triton.jit
@@ -67,7 +67,8 @@ def deal_scales(
     ITEMS: tl.constexpr = thread.shape[0] // 4 * STEPS  # two words each
     for turn in tl.static_range((STEPS + 3) // 4):
         item = turn * thread.shape[0] + thread
-        step, mask = item // 8 % STEPS, (item < ITEMS) & (item // 8 % STEPS < steps)
+        step = item // 8 % STEPS
+        mask = (item < ITEMS) & (step < steps)
         upper_row, lower_row = rows(first_row + item // (8 * STEPS) * 16 + item % 8, n, WHOLE)
         at = scales_ptr + first_step + step
         upper = tl.load(at + upper_row * (K // 128), mask=mask, other=0).to(tl.uint32, bitcast=True)
@@ -75,5 +76,6 @@ def deal_scales(
         pairs = ()
         for block in tl.static_range(4):
             upper_scale = scale_pairs((upper >> (8 * block)) & 255, SMALL_SCALES)
-            pairs = pairs + ((upper_scale & 0xFFFF) | (scale_pairs((lower >> (8 * block)) & 255, SMALL_SCALES) << 16),)
+            lower_scale = scale_pairs((lower >> (8 * block)) & 255, SMALL_SCALES)
+            pairs = pairs + (zipped(upper_scale, lower_scale)[0],)
         triton_shared.store_four(scratch, to + item * 16, pairs[0], pairs[1], pairs[2], pairs[3], item < ITEMS)

@@ -1,7 +1,8 @@
 """Up to 16 tokens times a quantised weight, in Triton: one part of K a program, whose tokens and scales lie in shared memory.
 
 A warp computes 16 outputs for 8 or 16 tokens with `mma.sync` m16n8k16, the weight as the left operand. What hides the latency of
-memory is the number of warps, 32 a multiprocessor, so registers are few and weights are loaded one step ahead.
+memory is the number of warps, 32 a multiprocessor, so registers are few and weights are loaded one step
+ahead; where there is one program a multiprocessor, up to three.
 
 A step is 128 codes along K. Thread (g, p) of a warp, g = lane // 4 and p = lane % 4, loads 16 bytes of row g and of row g + 8:
 block p, words 0 to 3. Product (h, j) of a step, h in 0, 1 and j in 0 to 3, takes of each thread the codes j and j + 4, which are
@@ -25,10 +26,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from turnwise.kernels.mxfp4 import plan, triton_shared
 from turnwise.kernels.mxfp4.triton_codes import INTERPRETED, scaled_pairs
-from turnwise.kernels.mxfp4.triton_deal import DEALT, deal_scales, deal_tokens, four, rows
+from turnwise.kernels.mxfp4.triton_deal import DEALT, deal_scales, deal_tokens, four, rows, zipped
 
 TOKENS = 8  # of one product
-REGISTERS = 65536  # of a multiprocessor; the compiler, when told how many a program may have, loads further ahead
+REGISTERS = 65536  # of a multiprocessor
 
 PRODUCT = tl.constexpr(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
@@ -87,7 +88,7 @@ def _load(words_at, step, mask):
 def _step(scratch, sums, upper_words, lower_words, x_at, scales_at, TILES: tl.constexpr, SMALL_SCALES: tl.constexpr):
     """`sums`, four for each tile of tokens, plus those of one step of rows g (upper) and g + 8."""
     scales = triton_shared.load(scratch, scales_at)
-    upper_scale, lower_scale = (scales & 0xFFFF) | (scales << 16), (scales >> 16) | (scales & 0xFFFF0000)
+    upper_scale, lower_scale = zipped(scales, scales)
     for h in tl.static_range(2):
         for half in tl.static_range(2):
             x = ()
@@ -181,19 +182,25 @@ def sums(
 
     """
     (m, k), n, tile = x.shape, packed.shape[0], cut.tile
-    outputs, tiles, early = 16 * tile.warps, cut.tokens // TOKENS, starts_early(x.device)
+    outputs, tiles = 16 * tile.warps, cut.tokens // TOKENS
     needed = cut.steps * (tiles * DEALT.value + tile.warps * 128)
     if needed > triton_shared.SHARED:
         raise ValueError(f"tokens and scales of {cut} need {needed} bytes of shared memory, of {triton_shared.SHARED}")
     _sums_kernel[(cut.splits, triton.cdiv(n, outputs))](
         x.view(torch.int32), packed.view(torch.int32), scales.view(torch.int32), parts, triton_shared.scratch(x.device), m, n,
         K=k, STEPS=cut.steps, EVEN=k // plan.STEP == cut.splits * cut.steps, WHOLE=n % outputs == 0, TILES=tiles,
-        WARPS=tile.warps, AHEAD=tile.ahead, SMALL_SCALES=small_scales, EARLY=early, num_warps=tile.warps, num_stages=1,
-        maxnreg=REGISTERS // (32 * tile.warps * tile.resident), **({"launch_pdl": True} if early else {}),
+        WARPS=tile.warps, AHEAD=tile.ahead, SMALL_SCALES=small_scales, num_warps=tile.warps, num_stages=1,
+        maxnreg=registers(tile), **early_start(x.device),
     )  # fmt: skip
 
 
+def registers(tile: plan.Tile) -> int:
+    """What a thread may have. Told so, the compiler loads further ahead."""
+    return REGISTERS // (32 * tile.warps * tile.resident)
+
+
 @functools.cache
-def starts_early(device: torch.device) -> bool:
-    """Whether a kernel may begin before the one that it waits for has ended, as Hopper's and later GPUs allow."""
-    return not INTERPRETED.value and torch.cuda.get_device_capability(device)[0] >= 9
+def early_start(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel that begins, where the GPU is Hopper or later, before the one that it waits for has ended."""
+    early = not INTERPRETED.value and torch.cuda.get_device_capability(device)[0] >= 9
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}

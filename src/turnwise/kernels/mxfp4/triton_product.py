@@ -161,7 +161,5 @@ def product(
             AHEAD=tile.ahead, UNROLL=tile.unroll, SMALL_SCALES=small_scales, ADD=add, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     if not alone:
-        early = few and triton_few.starts_early(x.device)
-        options = {"launch_pdl": True} if early else {}
-        grid = (triton.cdiv(m * n, REDUCE),)
-        _reduce_kernel[grid](parts, out, m * n, SPLITS=cut.splits, ADD=add, REDUCE=REDUCE, EARLY=early, **options)
+        options = triton_few.early_start(x.device) if few else {"EARLY": False}
+        _reduce_kernel[(triton.cdiv(m * n, REDUCE),)](parts, out, m * n, SPLITS=cut.splits, ADD=add, REDUCE=REDUCE, **options)

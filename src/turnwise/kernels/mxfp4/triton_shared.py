@@ -6,6 +6,8 @@ inline assembly: there a tensor of as many bytes, `scratch`, stands in, one for 
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportMissingImports=false
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,7 @@ LOAD = tl.constexpr("ld.shared.b32 $0, [$1];")
 LOAD_FOUR = tl.constexpr("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];")
 
 
+@functools.cache
 def scratch(device: torch.device) -> torch.Tensor:
     """What kernels that use these functions take as `scratch`."""
     return torch.empty(SHARED // 4 if INTERPRETED.value else 0, dtype=torch.int32, device=device)

@@ -131,7 +131,8 @@ def test_a_token_that_is_not_finite_spoils_no_other_and_no_part_but_its_own(m: i
     packed, scales = random_codes(64, 128 * 5, seed=19)
     x = torch.randn(m, 128 * 5, generator=seeded(20)).bfloat16()
     x[1, :], x[2, -128:] = torch.inf, torch.nan
-    cut = plan.Launch(plan.TILES[8 if m < 9 else 16], 8 if m < 9 else 16, 2, 3)  # of the second part, a step is not there
+    tokens = 8 if m < 9 else 16
+    cut = plan.Launch(plan.TILES[tokens], tokens, 2, 3)  # of the second part, a step is not there
     parts = torch.full((2, m, 64), 7.0, device=DEVICE)
     operands = (x.to(DEVICE), packed.to(DEVICE), scales.to(DEVICE))
     triton_few.sums(*operands, parts, cut, small_scales=True)
